@@ -1,0 +1,239 @@
+"""The chat page: a client of the endpoint, in its own process.
+
+Examples:
+    python -m deployment.app --endpoint http://127.0.0.1:3000 --port 7860
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+from PIL import Image
+
+from radloop import ports
+from radloop.answering import MAX_QUESTION
+from radloop.data.phantoms.phantom import Stream, make_phantom
+from radloop.errors import RadloopError
+
+DISCLAIMER = "Research use. Not a medical device."
+QUESTIONS = (
+    "Is the heart enlarged?",
+    "Is there a pleural effusion?",
+    "On which side is the pneumothorax?",
+    "How many nodules are there?",
+    "Is a pacemaker present?",
+)
+MAX_UPLOAD = "20mb"  # the endpoint's own limit
+_TIMEOUT = httpx.Timeout(60.0, connect=3.0)  # seconds
+_EXAMPLE_SEED, _EXAMPLE_SIZE = 2026, 384  # shown larger than the model sees them
+_STYLE = Path(__file__).with_name("app.css")
+
+Chat = list[dict[str, Any]]
+
+
+def build_app(endpoint: str) -> gr.Blocks:
+    """Build the page: image at the left, chat at the right, the answering version at the top.
+
+    Args:
+        endpoint: Address of the service, such as "http://127.0.0.1:3000".
+    """
+    client = _Client(endpoint)
+    # Uploads may be patients' images: none is kept longer than half an hour, nor past the server's end.
+    with gr.Blocks(title="radloop", analytics_enabled=False, delete_cache=(300, 1800)) as page:
+        badge = gr.HTML(client.badge(), elem_id="badge")
+        with gr.Row(elem_id="columns", equal_height=False):
+            with gr.Column(scale=4, min_width=320):
+                image = gr.Image(
+                    label="Image",
+                    type="filepath",
+                    image_mode=None,  # the endpoint gets the file as it is
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    buttons=["fullscreen"],
+                    height=490,
+                    elem_id="image",
+                    placeholder="Drop a radiograph here\n- or -\nclick to choose a file",
+                )
+                gr.Examples(_example_images(), image, label="Simulated examples", elem_id="examples")
+            with gr.Column(scale=6, min_width=320):
+                chat = gr.Chatbot(
+                    label="Chat",
+                    show_label=False,
+                    height=490,
+                    elem_id="chat",
+                    buttons=["copy_all"],
+                    feedback_options=None,
+                    latex_delimiters=[],
+                    placeholder="### Ask about the image\nChoose one, then type a question below.",
+                )
+                with gr.Row(elem_id="ask", equal_height=True):
+                    question = gr.Textbox(
+                        placeholder="Ask a question about the image",
+                        label="Question",
+                        show_label=False,
+                        container=False,
+                        max_lines=3,
+                        max_length=MAX_QUESTION,
+                        scale=8,
+                        elem_id="question",
+                        autofocus=True,
+                    )
+                    send = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="send")
+                with gr.Row(elem_id="suggestions"):
+                    chips = [gr.Button(text, size="sm", min_width=40) for text in QUESTIONS]
+        gr.HTML(f"<footer>{DISCLAIMER} Answers can be wrong. The confidence is the model's own.</footer>")
+
+        asked = gr.State("")
+        sources = [(event, _put) for event in (question.submit, send.click)]
+        sources += [(chip.click, partial(_put_chip, chip.value)) for chip in chips]
+        for event, put in sources:
+            event(put, [question, image, chat], [question, asked, chat], api_visibility="private").then(
+                client.ask, [asked, image, chat], [chat, badge], concurrency_limit=8, api_visibility="private"
+            )
+        image.change(lambda: [], None, chat, api_visibility="private")
+        page.load(client.badge, None, badge, api_visibility="private")
+    return page
+
+
+def run_app(endpoint: str, port: int = 7860, host: str = "127.0.0.1") -> None:
+    """Serve the page until the process is stopped.
+
+    Raises:
+        RadloopError: The port is taken.
+    """
+    ports.require_free(host, port)
+    print(f"radloop chat page: http://{host}:{port} (endpoint {endpoint}); stop with Ctrl+C", flush=True)
+    build_app(endpoint).launch(
+        server_name=host,
+        server_port=port,
+        quiet=True,
+        share=False,
+        theme=_theme(),
+        css=_STYLE.read_text(),
+        max_file_size=MAX_UPLOAD,
+        footer_links=[],
+        enable_monitoring=False,
+        ssr_mode=False,
+    )
+
+
+class _Client:
+    """Talks to the endpoint, and turns what it says into pieces of the page."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint.rstrip("/")
+
+    def badge(self) -> str:
+        """The line that says which version answers."""
+        try:
+            facts = httpx.get(f"{self.endpoint}/model", timeout=_TIMEOUT).raise_for_status().json()
+            parts = [
+                f"{facts['name']} version {facts['version']}",
+                facts["alias"],
+                f"data {facts['fingerprint']}",
+            ]
+            score = facts["metrics"].get("exact_match")
+        except (httpx.HTTPError, ValueError, KeyError):
+            return _head(f"<b class='down'>{html.escape(self._down())}</b>")
+        if score is not None:
+            parts.append(f"exact match {score:.1%}")
+        return _head("".join(f"<b>{html.escape(str(part))}</b>" for part in parts if part))
+
+    def ask(self, question: str, image: str, chat: Chat) -> tuple[Chat, str]:
+        """Send the question that was put into the chat, and append the answer or why there is none."""
+        if not question:
+            return chat, self.badge()
+        return [*chat, {"role": "assistant", "content": self._reply(question, image)}], self.badge()
+
+    def _reply(self, question: str, image: str) -> str:
+        try:
+            with open(image, "rb") as file:
+                response = httpx.post(
+                    f"{self.endpoint}/answer",
+                    files={"image": ("image", file)},  # its name may identify a patient
+                    data={"question": question},
+                    timeout=_TIMEOUT,
+                )
+            body = response.json()
+            if response.is_error:
+                return f"The endpoint refused: {_plain(body['error'])}"
+            model = body["model"]
+            detail = [
+                f"confidence {body['confidence']:.0%}",
+                f"version {model['version']}",
+                f"{body['seconds'] * 1000:.0f} ms",
+            ]
+            return f"{_plain(body['answer'])}<br><small>{' · '.join(detail)}</small>"
+        except (httpx.HTTPError, ValueError, KeyError):
+            return _plain(self._down())
+
+    def _down(self) -> str:
+        return f"The endpoint {self.endpoint} does not answer. Start it with `radloop serve`."
+
+
+def _put(question: str, image: str | None, chat: Chat) -> tuple[str, str, Chat]:
+    """Move the question from the box into the chat, or hint at what is missing."""
+    asked = question.strip()
+    if image is None:
+        gr.Info("Choose or drop an image first, then ask.")
+        return question, "", chat
+    if not asked:
+        gr.Info("Type a question about the image.")
+        return question, "", chat
+    return "", asked, [*chat, {"role": "user", "content": _plain(asked)}]
+
+
+def _put_chip(chip: str, question: str, image: str | None, chat: Chat) -> tuple[str, str, Chat]:
+    """Ask what a suggestion says; what stands in the box stays there."""
+    return (question, *_put(chip, image, chat)[1:])
+
+
+def _plain(text: str) -> str:
+    """Text as it is, not as Markdown or HTML: neither a user nor a model may put markup on the page."""
+    return re.sub(r"[^\w\s]|_", lambda match: f"&#{ord(match[0])};", text)
+
+
+def _head(facts: str) -> str:
+    return f"<header><h1>radloop</h1><p>Questions about radiology images</p><div>{facts}</div></header>"
+
+
+def _example_images() -> list[list[Image.Image]]:
+    phantoms = (make_phantom(Stream.TEST, _EXAMPLE_SEED, index, _EXAMPLE_SIZE) for index in range(6))
+    return [[Image.fromarray(phantom.pixels)] for phantom in phantoms]
+
+
+def _theme() -> gr.themes.Base:
+    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")  # nothing to download
+    return gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=fonts,
+        font_mono=("ui-monospace", "monospace"),
+    ).set(
+        body_background_fill="*neutral_50",
+        input_background_fill="white",
+        button_secondary_background_fill="white",
+    )
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="The radloop chat page.")
+    parser.add_argument("--endpoint", default="http://127.0.0.1:3000")
+    parser.add_argument("--port", type=int, default=7860)
+    arguments = parser.parse_args()
+    try:
+        run_app(arguments.endpoint, arguments.port)
+    except RadloopError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    _main()

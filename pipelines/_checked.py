@@ -1,0 +1,107 @@
+"""A ZenML pipeline whose run config is checked before anything starts."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from zenml import Model
+from zenml.client import Client
+from zenml.integrations.mlflow.experiment_trackers import MLFlowExperimentTracker
+from zenml.pipelines.pipeline_definition import Pipeline
+
+from pipelines.schedule import schedule_of
+from radloop import workspace
+from radloop.config import DEFAULT_CONFIG, RunConfig
+from radloop.errors import ConfigError, RadloopError
+
+
+class CheckedPipeline(Pipeline):
+    """Takes `zenml_config.yaml` where no config is named, and reports every fault of it at once.
+
+    ZenML by itself would ignore unknown keys at the top of the file, merge two files' parameters,
+    and answer a wrong value with a traceback that leaves the field's name out.
+    """
+
+    def with_options(self, *args: Any, config_path: str | None = None, **options: Any) -> Self:
+        """See `Pipeline.with_options`; `config_path` defaults to `zenml_config.yaml`."""
+        path = Path(config_path or DEFAULT_CONFIG)
+        config = RunConfig.read(path)
+        options.setdefault("model", Model(name=config.model_name))
+        if "schedule" not in options and (schedule := schedule_of(config)):
+            options["schedule"] = schedule
+        pipeline: Self = super().with_options(*args, config_path=str(path), **options)
+        return pipeline
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, unless another run of this project is under way on this machine."""
+        if self.configuration.parameters is None:
+            return self.with_options()(*args, **kwargs)
+        _use_mlflow_of_the_stack()
+        with _one_at_a_time(), _quiet_logs():
+            run = super().__call__(*args, **kwargs)
+        _use_mlflow_of_the_stack()  # ZenML takes it back at the end of each step
+        return run
+
+
+def _use_mlflow_of_the_stack() -> None:
+    """The champion that a run has to beat is looked up where its steps will register."""
+    tracker = Client().active_stack.experiment_tracker
+    if not isinstance(tracker, MLFlowExperimentTracker):
+        raise ConfigError(
+            f"the active ZenML stack {Client().active_stack.name!r} has no MLflow experiment tracker; "
+            "`make setup` makes the stack 'radloop-local', `zenml stack set radloop-local` chooses it"
+        )
+    tracker.configure_mlflow()
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Hold the project's run lock: two runs would race for the champion's place.
+
+    The lock goes with the process, so that a killed run leaves none behind.
+    """
+    home = workspace.home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / "run.lock").open("w")
+    except OSError as error:
+        raise RadloopError(
+            f"{home}: cannot be written ({error.strerror}); radloop keeps its state there: "
+            "give this user the right to write it, or name another folder in RADLOOP_HOME"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RadloopError(
+                "another run of this project is under way on this machine; wait for it, or stop it first"
+            ) from None
+        yield
+
+
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep ZenML from logging a traceback for an error that is explained at the end anyway, and other noise."""
+
+    def explained(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], RadloopError):
+            record.exc_info = None
+        return True
+
+    logger = logging.getLogger("zenml.orchestrators.local.local_orchestrator")
+    logger.addFilter(explained)
+    tracker = logging.getLogger("zenml.integrations.mlflow.experiment_trackers.mlflow_experiment_tracker")
+    level = tracker.level
+    tracker.setLevel(logging.ERROR)  # it warns about frameworks that are not installed
+    try:
+        yield
+    finally:
+        logger.removeFilter(explained)
+        tracker.setLevel(level)

@@ -1,0 +1,151 @@
+"""The `radloop` command: starts runs, shows and moves model versions, serves the champion."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from radloop.config import DEFAULT_CONFIG, RunConfig
+from radloop.errors import RadloopError
+
+app = typer.Typer(
+    help="From radiology images and questions to a promoted, served vision-language model, and around again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="run config, a file of configs/")]
+ModelName = Annotated[str, typer.Option("--name", help="registered model")]
+DEFAULT_NAME = RunConfig.model_fields["model_name"].default
+
+
+@app.command()
+def run(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Run the training pipeline and print what came out."""
+    from pipelines.train import train_pipeline
+    from radloop import summary
+
+    finished = train_pipeline.with_options(config_path=str(config))()
+    if finished is None:
+        typer.echo("the orchestrator took the run; follow it in ZenML's dashboard")
+    else:
+        summary.show_run(finished)
+
+
+@app.command()
+def check(config: Annotated[Path, typer.Argument(help="run config")] = DEFAULT_CONFIG) -> None:
+    """Check a run config and its data in seconds, without training: all faults, exit code 2."""
+    from radloop.data.ingest import ingest
+    from radloop.data.quality import validate
+
+    settings = RunConfig.read(config)
+    report = validate(ingest(settings.data), settings.validation)
+    for key, value in report.facts().items():
+        typer.echo(f"{key}: {value}")
+    report.require_accepted()
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Option("--name", help="only this registered model")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """List model versions with aliases, scores, data fingerprint, Bento and verdict."""
+    from radloop import registry, summary
+
+    names = [name] if name else registry.names()
+    found = [version for known in names for version in registry.versions(known)]
+    if as_json:
+        typer.echo(json.dumps([registry.describe(version) for version in found], indent=2))
+    elif found:
+        summary.list_versions(found)
+    else:
+        typer.echo("no model is registered yet; `make demo` trains the first")
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="version number, see `radloop models`")],
+    reason: Annotated[str, typer.Option(help="kept in the audit log")] = "promoted by hand",
+    name: ModelName = DEFAULT_NAME,
+) -> None:
+    """Make a version the champion by hand; the audit log keeps who, when and why."""
+    from radloop import registry
+
+    registry.promote(name, version, reason)
+    typer.echo(f"{name} version {version} is the champion now; `radloop rollback` undoes it")
+
+
+@app.command()
+def rollback(name: ModelName = DEFAULT_NAME) -> None:
+    """Give the champion's place back to its predecessor."""
+    from radloop import registry
+
+    typer.echo(f"{name} version {registry.rollback(name).version} is the champion again")
+
+
+@app.command()
+def serve(
+    name: ModelName = DEFAULT_NAME,
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 opens it to the network")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
+) -> None:
+    """Serve the champion: POST /answer, GET /model, health at /readyz. Stops with Ctrl+C."""
+    from deployment.serve import run_service
+
+    run_service(name, host=host, port=port)
+
+
+@app.command("app")
+def page(
+    endpoint: Annotated[str, typer.Option(help="where `radloop serve` listens")] = "http://127.0.0.1:3000",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+) -> None:
+    """Open the chat page on a served model: upload an image, ask, read the answer."""
+    from deployment.app import run_app
+
+    run_app(endpoint, host=host, port=port)
+
+
+@app.command()
+def retrain(
+    config: ConfigPath = DEFAULT_CONFIG,
+    if_new_data: Annotated[bool, typer.Option("--if-new-data", help="only if the data changed")] = False,
+) -> None:
+    """Run the loop once more: the new version has to beat the champion."""
+    from radloop import registry
+    from radloop.data.ingest import ingest
+
+    settings = RunConfig.read(config)
+    champion = registry.champion(settings.model_name)
+    if if_new_data and champion is not None:
+        now = ingest(settings.data).fingerprint
+        if now == champion.fingerprint:
+            typer.echo(f"nothing to do: the data are those of champion version {champion.version} ({now})")
+            return
+        typer.echo(f"retraining: the data are {now}, champion version {champion.version} saw {champion.fingerprint}")
+    else:
+        typer.echo("retraining: " + ("asked to" if champion else "there is no champion yet"))
+    run(config)
+
+
+@app.command()
+def schedule(config: ConfigPath = DEFAULT_CONFIG) -> None:
+    """Register the config's cron expression with the active stack's orchestrator."""
+    from pipelines.schedule import register_schedule
+
+    typer.echo(register_schedule(config))
+
+
+def main() -> None:
+    """Run the command; what the user can mend is one message on standard error, exit code 2."""
+    try:
+        app()
+    except RadloopError as error:
+        error.show()
+        sys.exit(error.exit_code)

@@ -1,0 +1,288 @@
+"""The run config: everything a run of `train_pipeline` depends on, checked before work starts.
+
+A config file is a ZenML run configuration whose `parameters: config:` block is a `RunConfig`.
+Each step receives its own section only, so that a change re-runs the steps it concerns.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from radloop import workspace
+from radloop.errors import ConfigError
+
+DEFAULT_CONFIG = Path("zenml_config.yaml")
+# Of ZenML's run configuration, what a config may say beside the parameters; ZenML ignores other keys.
+ZENML_KEYS = {"parameters", "settings", "enable_cache", "steps", "tags", "run_name", "extra"}
+
+
+def _number_from_text(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; take it for the number that its writer meant."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got a boolean")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number_from_text), BeforeValidator(_not_bool)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the corpus comes from."""
+
+    adapter: str = Field(description="name in radloop.data.adapters.REGISTRY, such as 'vqa_rad'")
+    path: str | None = Field(
+        None, description="file, folder or hub id; $NAME stands for an environment variable"
+    )
+    options: dict[str, Any] = Field({}, description="the adapter's own options")
+
+    @field_validator("path")
+    @classmethod
+    def _expand(cls, path: str | None) -> str | None:
+        return None if path is None else _expand_variables(path)
+
+
+class ValidationConfig(Section):
+    """How much may be wrong with the data before the run stops."""
+
+    min_samples: Count = Field(1, description="samples that must be left after quarantine")
+    max_quarantined: Fraction = Field(0.05, description="largest share of samples in quarantine")
+    max_leakage: Fraction | None = Field(
+        None,
+        description="largest share of published test samples on images of other splits; null: report only",
+    )
+
+
+class PreprocessConfig(Section):
+    """How the accepted samples become model input."""
+
+    image_size: Count = Field(96, description="longest side in pixels; smaller images stay as they are")
+    split: Literal["official", "by_group"] = Field(
+        "by_group", description="keep the published split, or make a clean one by image, study or patient"
+    )
+    validation: Fraction = Field(0.1, description="share of groups, with split: by_group")
+    test: Fraction = Field(0.2, description="share of groups, with split: by_group")
+    prompt: str = Field("{question}", description="the user's turn; {question} is replaced")
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_question(cls, prompt: str) -> str:
+        if "{question}" not in prompt:
+            raise ValueError(f"got {prompt!r}, which lacks the placeholder {{question}}")
+        return prompt
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    family: str = Field("llava", description="name in radloop.models.REGISTRY")
+    base: str = Field("tiny", description="'tiny' (shipped with radloop), a folder, or a hub id")
+    revision: str | None = Field(None, description="commit of the hub repository")
+
+
+class FinetuneConfig(Section):
+    """LoRA fine-tuning. A step is one optimiser update."""
+
+    rank: Count = Field(16, description="LoRA r")
+    alpha: Count = Field(32, description="LoRA alpha")
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    targets: tuple[str, ...] = Field(
+        ("attention", "mlp"), description="groups of language-model layers, as the family names them"
+    )
+    epochs: Annotated[Number, Field(gt=0)] = 3.0
+    images_per_step: Count = Field(8, description="images whose questions form one batch")
+    learning_rate: Annotated[Number, Field(gt=0)] = 3e-3
+    warmup: Fraction = Field(0.03, description="share of steps")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
+    share_prefix: bool = Field(True, description="pack the questions of an image behind one prefix")
+
+
+class EvaluationConfig(Section):
+    """Scores of base and tuned model on the test split."""
+
+    max_new_tokens: Count = 16
+    batch_images: Count = 32
+    resamples: Count = Field(1000, description="bootstrap resamples of groups for the intervals")
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+
+
+class JudgeConfig(Section):
+    """Pairwise comparison of two systems' answers."""
+
+    judge: Literal["offline", "openai"] = Field(
+        "offline",
+        description="'offline' compares with the reference by rule; 'openai' asks the endpoint that "
+        "OPENAI_BASE_URL, OPENAI_API_KEY and RADLOOP_JUDGE_MODEL name",
+    )
+    max_pairs: Count = Field(200, description="test samples to judge, drawn by the seed")
+
+
+class PromotionConfig(Section):
+    """The gates. A challenger becomes champion only if it passes all of them."""
+
+    min_gain: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="exact match above the champion's (or the base's) that the interval must exclude"
+    )
+    min_grounding: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.02, description="exact match above its own score on shuffled images that the interval must exclude"
+    )
+
+
+class ScheduleConfig(Section):
+    """When the pipeline runs by itself, on orchestrators that can."""
+
+    cron: str = Field(description="five fields, such as '0 3 * * 1'")
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, cron: str) -> str:
+        from croniter import croniter
+
+        if len(cron.split()) != 5 or not croniter.is_valid(cron):
+            raise ValueError(f"got {cron!r}, expected five cron fields such as '0 3 * * 1'")
+        return cron
+
+
+class RunConfig(Section):
+    """One run of `train_pipeline`."""
+
+    model_name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,49}$")] = Field(
+        "radloop", description="of the registered model and the Bento"
+    )
+    seed: Annotated[int, BeforeValidator(_not_bool), Field(ge=0, lt=2**31)] = 7
+    data: DataConfig
+    validation: ValidationConfig = ValidationConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    judge: JudgeConfig = JudgeConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    schedule: ScheduleConfig | None = None
+
+    @classmethod
+    def parse(cls, values: Any, where: str) -> RunConfig:
+        """Check `values`, and the adapter's and the family's names and options with them.
+
+        Raises:
+            ConfigError: Lists every fault with its place, what was got, and what is allowed.
+        """
+        faults: list[str] = []
+        config: RunConfig | None = None
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            faults += [_describe(item, cls) for item in error.errors()]
+        if isinstance(values, dict):
+            faults += _registry_faults(values)
+        if faults or config is None:
+            raise ConfigError(
+                f"{where}: {len(faults)} fault{'s' * (len(faults) != 1)} in the run config\n"
+                + "\n".join(f"  - {fault}" for fault in faults)
+            )
+        return config
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Read the `parameters: config:` block of a ZenML run configuration file."""
+        try:
+            content = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a file of configs/") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        try:
+            values = content["parameters"]["config"]
+        except (TypeError, KeyError):
+            raise ConfigError(
+                f"{path}: has no block 'parameters: config:'; see {DEFAULT_CONFIG} for an example"
+            ) from None
+        if unknown := set(content) - ZENML_KEYS:
+            raise ConfigError(
+                f"{path}: unknown keys {', '.join(sorted(map(str, unknown)))} beside 'parameters'; "
+                f"known: {', '.join(sorted(ZENML_KEYS))}"
+            )
+        return cls.parse(values, str(path))
+
+
+def _expand_variables(path: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        found = os.environ.get(name, workspace.DEFAULTS.get(name))
+        if found is None:
+            raise ValueError(f"the environment variable {name} is not set; set it or write the path itself")
+        return found
+
+    return re.sub(r"\$(\w+)", value, path)
+
+
+def _registry_faults(values: dict[str, Any]) -> list[str]:
+    """Check what only the registries know: names of adapters and families, an adapter's options."""
+    from radloop import models
+    from radloop.data import adapters
+
+    faults = []
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(name := data.get("adapter"), str):
+        if name not in adapters.REGISTRY:
+            faults.append(_unknown("data.adapter", name, list(adapters.REGISTRY)))
+        elif isinstance(options := data.get("options", {}), dict):
+            schema = adapters.get_adapter(name).Options
+            try:
+                schema.model_validate(options)
+            except ValidationError as error:
+                faults += [_describe(item, schema, "data.options") for item in error.errors()]
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(name := model.get("family"), str):
+        if name not in models.REGISTRY:
+            faults.append(_unknown("model.family", name, list(models.REGISTRY)))
+    return faults
+
+
+def _describe(item: Any, schema: type[BaseModel], prefix: str = "") -> str:
+    place = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"])) or "config"
+    if item["type"] == "extra_forbidden":
+        return _unknown(place, str(item["loc"][-1]), _known_keys(schema, item["loc"][:-1]), kind="key")
+    if item["type"] == "missing":
+        return f"{place}: is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" + ("" if "got " in message else f"; got {item['input']!r}")
+
+
+def _known_keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    for name in loc:
+        field = schema.model_fields.get(str(name))
+        types = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = [kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        schema = inner[0]
+    return list(schema.model_fields)
+
+
+def _unknown(place: str, name: str, known: list[str], kind: str = "name") -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{place}: unknown {kind} {name!r}; known: {', '.join(known)}{hint}"

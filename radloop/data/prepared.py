@@ -1,0 +1,102 @@
+"""What training and evaluation read: accepted samples with split and prompt, and RGB images."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather as feather
+from PIL import Image
+
+from radloop import html
+from radloop.data.corpus import SAMPLES
+from radloop.data.imaging import resize, to_png
+from radloop.data.splits import SPLITS
+
+PREPARED_IMAGES = pa.schema([("id", pa.string()), ("png", pa.binary())])  # 8-bit RGB
+PREPARED_SAMPLES = SAMPLES.append(pa.field("prompt", pa.string()))  # split: the one in force
+_CARDS_PER_SPLIT = 6
+_CARD_PIXELS = 256
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Model input.
+
+    Attributes:
+        images: Table of schema `PREPARED_IMAGES`.
+        samples: Table of schema `PREPARED_SAMPLES`.
+        fingerprint: The corpus' fingerprint.
+    """
+
+    images: pa.Table
+    samples: pa.Table
+    fingerprint: str
+
+    @cached_property
+    def indices(self) -> dict[str, list[str]]:
+        """Split to sample ids: what a later run needs to use the very same split."""
+        return {name: self.split(name)["id"].to_pylist() for name in SPLITS}
+
+    def image(self, image_id: str) -> Image.Image:
+        """Decode one image; an unknown id is a KeyError."""
+        data = self.images["png"][self._row_of_image[image_id]].as_py()
+        return Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB")
+
+    def split(self, name: str) -> pa.Table:
+        """Return the samples of one split, in the corpus' order."""
+        return self.samples.filter(pc.equal(self.samples["split"], name))
+
+    @cached_property
+    def _row_of_image(self) -> dict[str, int]:
+        return {image_id: row for row, image_id in enumerate(self.images["id"].to_pylist())}
+
+    def save(self, folder: Path) -> None:
+        feather.write_feather(self.images, folder / "images.arrow", compression="uncompressed")
+        feather.write_feather(self.samples, folder / "samples.arrow", compression="uncompressed")
+        (folder / "indices.json").write_text(json.dumps(self.indices))
+        (folder / "prepared.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        images = feather.read_table(folder / "images.arrow", memory_map=True)
+        samples = feather.read_table(folder / "samples.arrow", memory_map=True)
+        return cls(images, samples, json.loads((folder / "prepared.json").read_text())["fingerprint"])
+
+    def views(self) -> dict[str, str | bytes]:
+        tables = {name: self.split(name) for name in SPLITS}
+        counts = [
+            [name, table.num_rows, len(_used_images(table)), pc.count_distinct(table["group"]).as_py()]
+            for name, table in tables.items()
+        ]
+        sections = [
+            html.section("Splits", html.table(["split", "samples", "images", "groups"], counts)),
+            *(self._examples(name, table) for name, table in tables.items() if table.num_rows),
+            html.note(
+                f"Pictures are 8-bit RGB as the model's processor gets them. Corpus {self.fingerprint}."
+            ),
+        ]
+        return {"prepared.html": html.page("Prepared data", *sections)}
+
+    def facts(self) -> dict[str, str | int | float]:
+        counts = {name: len(ids) for name, ids in self.indices.items()}
+        return {**counts, "images": self.images.num_rows, "fingerprint": self.fingerprint}
+
+    def _examples(self, name: str, table: pa.Table) -> str:
+        step = max(1, table.num_rows // _CARDS_PER_SPLIT)
+        rows = table.take(list(range(0, table.num_rows, step))[:_CARDS_PER_SPLIT]).to_pylist()
+        cards = [(self._thumbnail(row["image_ids"]), f"{row['prompt']}\n{row['answers'][0]}") for row in rows]
+        return html.section(f"Examples of {name}", html.grid(cards))
+
+    def _thumbnail(self, image_ids: list[str]) -> bytes | None:
+        return to_png(resize(self.image(image_ids[0]), _CARD_PIXELS)) if image_ids else None
+
+
+def _used_images(samples: pa.Table) -> set[str]:
+    return {image_id for ids in samples["image_ids"].to_pylist() for image_id in ids}

@@ -1,0 +1,52 @@
+"""The evaluation as a whole: ask, score, show."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from radloop.config import EvaluationConfig, ModelConfig
+from radloop.evaluation.page import render
+from radloop.evaluation.predict import BASE, CHAMPION, TUNED, Answerer, predict
+from radloop.evaluation.report import EvaluationReport
+from radloop.evaluation.scores import score
+
+if TYPE_CHECKING:
+    from radloop.data.prepared import PreparedData
+
+
+def evaluate(
+    data: PreparedData,
+    model: ModelConfig,
+    adapters: dict[str, Path | None],
+    config: EvaluationConfig,
+    seed: int,
+) -> EvaluationReport:
+    """Score base, tuned and champion model on the test split, beside what is reached without looking.
+
+    Args:
+        data: Test split to ask, train split for the blind baseline.
+        model: The base that all adapters belong to.
+        adapters: Folder of the adapter of "tuned" and maybe of "champion"; None for "base".
+        config: Sizes of batches and answers, resamples and confidence of the intervals.
+        seed: Of the shuffled images, the resamples and the examples shown.
+
+    Raises:
+        ModelError: The base or an adapter cannot be loaded.
+        ValueError: `adapters` names other systems, or lacks base or tuned.
+    """
+    if not {BASE, TUNED} <= set(adapters) <= {BASE, TUNED, CHAMPION}:
+        raise ValueError(f"got adapters for {sorted(adapters)}; needed: base, tuned; allowed: champion")
+    systems = {
+        name: partial(_open_engine, model, adapter, config.batch_images) for name, adapter in adapters.items()
+    }
+    predictions = predict(data, systems, config, seed)
+    metrics = {"fingerprint": data.fingerprint} | score(predictions, config, seed)
+    return EvaluationReport(predictions, metrics, render(data, predictions, metrics, seed))
+
+
+def _open_engine(model: ModelConfig, adapter: Path | None, batch_images: int) -> Answerer:
+    from radloop.inference import Engine  # brings torch, which reading a report does not need
+
+    return Engine(model, adapter, batch_images)

@@ -1,0 +1,49 @@
+"""Model families behind one front: `load` gives model, processor and prompts of any of them.
+
+A family is one file and one line in `REGISTRY`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from radloop.config import ModelConfig
+from radloop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from radloop.models.loading import Family, Loaded
+
+REGISTRY: dict[str, str] = {
+    "llava": "radloop.models.llava:Llava",
+}
+
+
+def get_family(name: str) -> Family:
+    """Return the family of this name.
+
+    Raises:
+        ConfigError: The name is unknown; the message lists the known ones.
+    """
+    if name not in REGISTRY:
+        raise ConfigError(f"unknown model family {name!r}; known: {', '.join(REGISTRY)}")
+    module, _, attribute = REGISTRY[name].partition(":")
+    family: Family = getattr(import_module(module), attribute)()
+    return family
+
+
+def load(config: ModelConfig, adapter: Path | None = None) -> Loaded:
+    """Load a base model, ready to answer: eval mode, fp32 on a CPU, bfloat16 on a GPU.
+
+    Args:
+        config: Which base; 'tiny' is the one shipped with radloop.
+        adapter: Folder of a LoRA adapter trained on this base, to be put on it.
+
+    Raises:
+        ModelError: The base or the adapter is missing, is not of this family, keeps its weights
+            in another format than safetensors, or the adapter belongs to another base.
+    """
+    from radloop.models import loading  # torch and transformers take seconds to import
+
+    return loading.load(config, adapter)

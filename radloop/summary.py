@@ -1,0 +1,123 @@
+"""What a run gave, on a terminal: one short table, and what to type next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from radloop import registry
+from radloop.config import RunConfig
+from radloop.promotion import PromotionDecision
+from radloop.registry import Version
+from radloop.release import Release
+
+if TYPE_CHECKING:
+    from zenml.models import PipelineRunResponse
+
+DEFAULT_NAME = RunConfig.model_fields["model_name"].default
+STEPS = ("ingest", "validate", "preprocess", "finetune", "evaluate", "judge", "register", "promote", "package")
+
+
+def show_run(run: PipelineRunResponse) -> None:
+    """Print the table of one finished run, and what to type next."""
+    release: Release = run.steps["package"].outputs["packaged"][0].load()
+    decision: PromotionDecision = run.steps["promote"].outputs["promotion_decision"][0].load()
+    version = registry.version(release.model_name, release.version)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    for label, value in [*_scores(version), *_verdict(version, decision), ("time", _durations(run))]:
+        table.add_row(label, value)
+    console = Console(highlight=False)
+    console.print()
+    console.print(table)
+    console.print("\nNext:")
+    for command, purpose in _next_commands(version):
+        console.print(f"  {command:<44} {purpose}", soft_wrap=True)
+
+
+def _scores(version: Version) -> list[tuple[str, str]]:
+    scores, tags = version.metrics, version.tags
+    rows = [
+        ("data", f"{tags['dataset']}, fingerprint {version.fingerprint}"),
+        ("test set", f"{scores['n']:,.0f} questions on {scores['num_groups']:,.0f} images or patients never trained on"),
+    ]
+    labels = {
+        "_base": f"base ({tags['base']})",
+        "_champion": f"champion ({tags['incumbent']})",
+        "": "tuned",
+        "_shuffled": "tuned, on shuffled images",
+        "_blind": "blind: majority answer",
+    }
+    for key, label in labels.items():
+        name = f"exact_match{key}"
+        if scores.get(name) is not None:
+            low, high = scores["intervals"].get(name, (None, None))
+            interval = f"  [{100 * low:.1f}, {100 * high:.1f}]" if low is not None else ""
+            rows.append((f"exact match, {label}", f"{_percent(scores[name])}{interval}"))
+    return rows
+
+
+def _verdict(version: Version, decision: PromotionDecision) -> list[tuple[str, str]]:
+    rows = [
+        (f"gate {'passed' if gate.passed else 'FAILED'}", f"{gate.name}: {gate.explanation}") for gate in decision.gates
+    ]
+    return [
+        *rows,
+        ("registered", f"{version.name} version {version.version}"),
+        ("alias", ", ".join(version.aliases) or "none"),
+        ("Bento", version.tags.get("bento") or "none: only promoted versions are packaged"),
+    ]
+
+
+def _durations(run: PipelineRunResponse) -> str:
+    parts, cached = [], 0
+    for name in STEPS:
+        step = run.steps[name]
+        if str(step.status) == "cached" or step.start_time is None or step.end_time is None:
+            cached += 1
+        else:
+            parts.append(f"{name} {(step.end_time - step.start_time).total_seconds():.0f} s")
+    if cached:
+        parts.append(f"{cached} of {len(STEPS)} steps from the cache")
+    return ", ".join(parts)
+
+
+def _next_commands(version: Version) -> list[tuple[str, str]]:
+    return [
+        ("source .venv/bin/activate", "once per shell"),
+        (f"radloop serve{_name_option(version)}", "the champion as an HTTP endpoint on port 3000"),
+        ("radloop app", "the chat page, in a second shell; then open http://127.0.0.1:7860"),
+        ("zenml login --local", "runs, artifacts and reports in ZenML's dashboard"),
+        ("mlflow ui", "loss curves and the registry"),
+        ("radloop retrain --if-new-data", "around again"),
+    ]
+
+
+def _name_option(version: Version) -> str:
+    return "" if version.name == DEFAULT_NAME else f" --name {version.name}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def list_versions(versions: list[Version]) -> None:
+    """Print one line a version."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("model", "version", "aliases", "tuned", "base", "blind", "shuffled", "n", "data", "Bento", "verdict"):
+        table.add_column(heading)
+    for version in versions:
+        scores = version.metrics
+        table.add_row(
+            version.name,
+            str(version.version),
+            ", ".join(version.aliases),
+            *(_percent(scores.get(f"exact_match{which}")) for which in ("", "_base", "_blind", "_shuffled")),
+            f"{scores.get('n', 0):.0f}",
+            version.fingerprint,
+            version.tags.get("bento", ""),
+            version.tags.get("reason", ""),
+        )
+    Console(highlight=False).print(table)

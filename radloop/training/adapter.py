@@ -1,0 +1,144 @@
+"""The adapter: LoRA weights, which base they belong to, and the record of their training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any, Self
+
+from radloop import __version__
+from radloop.config import FinetuneConfig, ModelConfig
+from radloop.errors import ConfigError, ModelError
+from radloop.models.loading import Loaded, without_future_warnings
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
+FILES = (*WEIGHTS, "base.json", "record.json")
+_VERSIONS = ("torch", "transformers", "peft", "accelerate")
+
+
+def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
+    """Put fresh LoRA layers, drawn from torch's global seed, on the groups of layers of `config.targets`.
+
+    Raises:
+        ConfigError: The family has no group of such a name.
+        ModelError: No layer of this model is in the groups.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    known = loaded.family.targets
+    unknown = [name for name in config.targets if name not in known]
+    if unknown or not config.targets:
+        raise ConfigError(
+            f"finetune.targets: unknown {', '.join(map(repr, unknown)) or 'empty list'}; known: {', '.join(known)}"
+        )
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        # One pattern, because PEFT writes a list of names in another order each time.
+        target_modules="|".join(known[name] for name in config.targets),
+        revision=loaded.reference.revision,
+    )
+    try:
+        with without_future_warnings():
+            model = get_peft_model(loaded.model, lora)
+    except ValueError as error:
+        raise ModelError(
+            f"base model {loaded.reference.name}: has no layer to train in {', '.join(config.targets)} "
+            f"({' '.join(str(error).split())})"
+        ) from error
+    # PEFT puts the base's path here, which would differ from machine to machine.
+    model.peft_config["default"].base_model_name_or_path = loaded.reference.name
+    return dataclasses.replace(loaded, model=model)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A trained LoRA adapter in a folder.
+
+    Attributes:
+        folder: Holds adapter_model.safetensors and adapter_config.json as PEFT writes them,
+            base.json (which base) and record.json (settings, loss by step, versions).
+    """
+
+    folder: Path
+    _owner: tempfile.TemporaryDirectory[str] | None = None  # deletes a folder that nobody has saved
+
+    @classmethod
+    def of(cls, loaded: Loaded, model: ModelConfig, record: dict[str, Any]) -> Self:
+        """Write the LoRA layers of `loaded` into a temporary folder that lives as long as the result."""
+        owner = tempfile.TemporaryDirectory(prefix="radloop-adapter-")
+        folder = Path(owner.name)
+        # Without this argument PEFT asks the hub about the base's vocabulary.
+        loaded.model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+        trained, total = loaded.model.get_nb_trainable_parameters()
+        parameters = {"trained": trained, "total": total, "share": trained / total}
+        versions = {"radloop": __version__} | {name: version_of(name) for name in _VERSIONS}
+        _write_json(folder / "record.json", record | {"parameters": parameters, "versions": versions})
+        _write_json(folder / "base.json", model.model_dump() | dataclasses.asdict(loaded.reference))
+        return cls(folder, owner)
+
+    def save(self, folder: Path) -> None:
+        for name in FILES:
+            shutil.copyfile(self.folder / name, folder / name)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"adapter {folder}: lacks {', '.join(missing)}; give a folder that finetune has written")
+        return cls(folder)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Settings, `history` (one entry a step), seconds, samples, parameters, versions."""
+        record: dict[str, Any] = json.loads((self.folder / "record.json").read_text())
+        return record
+
+    @property
+    def base(self) -> ModelConfig:
+        """The base that the adapter was trained on, as the run's config named it."""
+        content = json.loads((self.folder / "base.json").read_text())
+        return ModelConfig(**{name: content[name] for name in ModelConfig.model_fields})
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of weights and LoRA settings: equal exactly when two adapters answer alike on one base."""
+        digest = hashlib.sha256()
+        for name in WEIGHTS:
+            digest.update(hashlib.sha256((self.folder / name).read_bytes()).digest())
+        return digest.hexdigest()
+
+    def views(self) -> dict[str, str | bytes]:
+        from radloop.training.plot import plot_history
+
+        return {"training.png": plot_history(self.record)}
+
+    def facts(self) -> dict[str, str | int | float]:
+        history, record = self.record["history"], self.record
+        facts: dict[str, str | int | float] = {
+            "sha256": self.sha256,
+            "base": json.loads((self.folder / "base.json").read_text())["name"],
+            "steps": len(history),
+            "loss": history[-1]["loss"],
+            "samples": record["data"]["samples"],
+            "images": record["data"]["images"],
+            "seconds": round(record["seconds"], 1),
+            "samples_per_s": round(record["samples_per_s"], 1),
+            "trained_parameters": record["parameters"]["trained"],
+        }
+        if "validation_loss" in history[-1]:
+            facts["validation_loss"] = history[-1]["validation_loss"]
+        return facts
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,32 @@
+"""When a cached step result still stands: same inputs by content, same parameters, same code."""
+
+from __future__ import annotations
+
+from zenml.config import CachePolicy
+
+from radloop.source import code_hash
+
+
+def data_code() -> str:
+    """Code that makes and checks the corpus."""
+    return code_hash("data", "artifact", "html")
+
+
+def training_code() -> str:
+    """Code that makes an adapter."""
+    return code_hash("models", "training")
+
+
+def evaluation_code() -> str:
+    """Code that scores, judges and decides."""
+    return code_hash("models", "inference", "evaluation", "judging", "promotion", "html")
+
+
+def registry_code() -> str:
+    """Code that registers and packages."""
+    return code_hash("registry", "packaging")
+
+
+def reuse_while_same(code) -> CachePolicy:
+    """Cache by the content of inputs (not by who made them), parameters, and `code()`."""
+    return CachePolicy(include_artifact_ids=False, cache_func=code)

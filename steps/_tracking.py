@@ -1,0 +1,54 @@
+"""What steps tell MLflow and ZenML beside their outputs."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric
+from PIL import Image
+from zenml import get_step_context
+
+_BATCH = 200  # MLflow writes a batch in one transaction: per-step writes would slow the loop
+
+
+class StepMetrics:
+    """Collects the metrics of training steps and sends them to the active MLflow run in batches."""
+
+    def __init__(self) -> None:
+        self._pending: list[Metric] = []
+        self._step = 0
+
+    def __enter__(self) -> StepMetrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+
+    def log(self, values: dict[str, float]) -> None:
+        """Note the values of one optimiser step."""
+        self._step += 1
+        now = int(time.time() * 1000)
+        self._pending += [Metric(key, float(value), now, self._step) for key, value in values.items()]
+        if len(self._pending) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        run = mlflow.active_run()
+        if run and self._pending:
+            mlflow.MlflowClient().log_batch(run.info.run_id, metrics=self._pending)
+        self._pending = []
+
+    @staticmethod
+    def as_image(content: str | bytes, name: str) -> tuple[Image.Image, str]:
+        """PNG bytes as MLflow takes an image."""
+        assert isinstance(content, bytes)
+        return Image.open(io.BytesIO(content)), name
+
+
+def run_names() -> dict[str, Any]:
+    """Tags that lead from a registered version to the run that made it."""
+    run = get_step_context().pipeline_run
+    return {"zenml_run": run.name, "zenml_run_id": str(run.id)}

@@ -1,0 +1,45 @@
+"""Register the tuned model as challenger."""
+
+from typing import Annotated
+
+import mlflow
+from zenml import log_metadata, step
+
+from materializers import ReleaseMaterializer
+from radloop import registry, source
+from radloop.answering import AnswerConfig
+from radloop.evaluation import EvaluationReport
+from radloop.judging import JudgeReport
+from radloop.release import Release
+from radloop.training.adapter import Adapter
+from steps._caching import registry_code, reuse_while_same
+from steps._tracking import run_names
+
+
+@step(
+    cache_policy=reuse_while_same(registry_code),
+    experiment_tracker=True,
+    output_materializers=ReleaseMaterializer,
+)
+def register(
+    adapter: Adapter,
+    evaluation: EvaluationReport,
+    judged: JudgeReport,
+    answering: AnswerConfig,
+    model_name: str,
+    provenance: dict[str, str],
+) -> Annotated[Release, "registered"]:
+    """Create the version with all that is known of it, in one transaction."""
+    run = mlflow.active_run()
+    version = registry.register(
+        model_name,
+        adapter.folder,
+        answering,
+        tags=provenance | run_names() | {"git_commit": source.git_commit(), "judge": str(judged.facts()["judge"])},
+        metrics=evaluation.scores(),
+        run_id=run.info.run_id if run else None,
+    )
+    release = Release(model_name, version.version, provenance["fingerprint"])
+    log_metadata(release.facts())
+    log_metadata({"mlflow_model_version": release.version}, infer_model=True)
+    return release

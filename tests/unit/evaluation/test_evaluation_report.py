@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from radloop.artifact import Artifact
+from radloop.config import EvaluationConfig, ModelConfig
+from radloop.data.prepared import PreparedData
+from radloop.evaluation import EvaluationReport, evaluate
+from radloop.evaluation.page import render
+from tests.unit.scripted import habit, half, prepared, report, sees
+
+
+def page_of(data: PreparedData, found: EvaluationReport) -> str:
+    return render(data, found.predictions, found.metrics, 7)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    found = report(prepared(), base=habit, tuned=sees)
+    assert isinstance(found, Artifact)
+    found.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.arrow", "metrics.json", "report.html"}
+    again = EvaluationReport.load(tmp_path)
+    assert again == found
+    assert again.views() == {"report.html": found.page}
+
+
+def test_facts_are_the_headline() -> None:
+    facts = report(prepared(), base=habit, tuned=sees).facts()
+    assert facts["exact_match"] == 1
+    assert facts["n"] == 60
+    assert "exact_match_champion" not in facts
+    assert "exact_match_shuffled" not in report(prepared(num_test=1), base=habit, tuned=sees).facts()
+
+
+def test_the_page_shows_figures_and_verdicts() -> None:
+    data = prepared()
+    found = report(data, base=habit, tuned=half, champion=habit)
+    page = page_of(data, found)
+    assert f"{100 * found.metrics['exact_match']:.1f} %" in page
+    assert "uses the image: yes" in page
+    assert "champion" in page
+    assert page.count("data:image/png") >= 2 + 6 + 6  # two charts, and examples
+    assert not re.search(r"(src|href)=\"?http", page)  # opens without a network
+
+
+def test_the_page_does_without_what_cannot_be_computed() -> None:
+    data = prepared(num_test=1)
+    page = page_of(data, report(data, base=habit, tuned=sees))
+    assert "uses the image: unknown" in page
+    assert "champion" not in page.replace("{champion}", "")
+
+
+def test_the_page_escapes_answers() -> None:
+    data = prepared(num_test=4)
+
+    def hostile(question: str, grey: int) -> str:
+        return "<script>alert(1)</script>"
+
+    page = page_of(data, report(data, base=hostile, tuned=hostile))
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("names", [{"base"}, {"tuned"}, {"base", "tuned", "shuffled"}])
+def test_evaluate_wants_base_and_tuned(names: set[str]) -> None:
+    with pytest.raises(ValueError, match="needed: base, tuned; allowed: champion"):
+        evaluate(prepared(), ModelConfig(), dict.fromkeys(names), EvaluationConfig(), 7)
+
+
+def test_a_random_model_is_evaluated_the_same_twice(tmp_path: Path) -> None:
+    from tests.unit.tiny import save_base
+
+    model = ModelConfig(base=str(save_base(tmp_path / "base")))
+    data = prepared(num_test=6, num_train=6)
+    config = EvaluationConfig(max_new_tokens=4, batch_images=4, resamples=50)
+    first, second = (evaluate(data, model, {"base": None, "tuned": None}, config, 7) for _ in range(2))
+    assert first == second
+    # Without an adapter, tuned is the base.
+    assert first.metrics["gain"]["difference"] == 0
+    assert first.metrics["exact_match"] == first.metrics["exact_match_base"]

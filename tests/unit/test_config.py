@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from radloop.config import DEFAULT_CONFIG, RunConfig
+from radloop.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+GOOD = {"data": {"adapter": "phantoms", "options": {"seed": 3}}}
+
+
+def faults(values: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.parse(values, "here")
+    return caught.value.message
+
+
+@pytest.mark.parametrize("path", [DEFAULT_CONFIG, *sorted(Path("configs").glob("*.yaml"))], ids=str)
+def test_every_shipped_config_is_valid(path: Path) -> None:
+    RunConfig.read(ROOT / path)
+
+
+def test_all_faults_are_reported_at_once_with_place_value_and_remedy() -> None:
+    message = faults(
+        GOOD
+        | {
+            "sed": 3,
+            "finetune": {"lerning_rate": 1e-3, "epochs": "many", "rank": 0},
+            "judge": {"judge": "gpt"},
+        }
+    )
+    assert message.startswith("here: 5 faults")
+    assert "sed: unknown key 'sed'" in message
+    assert "did you mean 'seed'?" in message
+    assert "finetune.lerning_rate: unknown key 'lerning_rate'; known: rank, alpha" in message
+    assert "did you mean 'learning_rate'?" in message
+    assert "finetune.epochs" in message
+    assert "got 'many'" in message
+    assert "finetune.rank" in message
+    assert "judge.judge" in message
+
+
+def test_names_and_options_of_the_registries_are_checked() -> None:
+    assert "unknown name 'vqa_rat'; known: phantoms, vqa_rad; did you mean 'vqa_rad'?" in faults(
+        {"data": {"adapter": "vqa_rat"}}
+    )
+    assert "data.options.train_imags: unknown key" in faults(
+        {"data": {"adapter": "phantoms", "options": {"train_imags": 3}}}
+    )
+    assert "unknown name 'lava'" in faults(GOOD | {"model": {"family": "lava"}})
+
+
+@pytest.mark.parametrize("values", [None, [], "text", 3, {}, {"data": None}, {"data": []}])
+def test_shapes_other_than_a_mapping_are_faults_not_crashes(values: object) -> None:
+    assert "here: " in faults(values)
+
+
+def test_yaml_exponents_without_a_dot_are_numbers() -> None:
+    config = RunConfig.parse(GOOD | {"finetune": yaml.safe_load("learning_rate: 2e-4")}, "here")
+    assert config.finetune.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize("value", [True, "fast", -1, float("nan"), None])
+def test_learning_rate_takes_positive_numbers_only(value: object) -> None:
+    assert "finetune.learning_rate" in faults(GOOD | {"finetune": {"learning_rate": value}})
+
+
+def test_environment_variables_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"data": {"adapter": "vqa_rad", "path": "$RADLOOP_TEST_ROOT/vqa_rad"}}
+    monkeypatch.setenv("RADLOOP_TEST_ROOT", "/somewhere")
+    assert RunConfig.parse(data, "here").data.path == "/somewhere/vqa_rad"
+    monkeypatch.delenv("RADLOOP_TEST_ROOT")
+    assert "the environment variable RADLOOP_TEST_ROOT is not set" in faults(data)
+
+
+@pytest.mark.parametrize("cron", ["every monday", "0 3 * *", "61 * * * *", ""])
+def test_cron_expressions_are_checked(cron: str) -> None:
+    assert "schedule.cron" in faults(GOOD | {"schedule": {"cron": cron}})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"parameters: [", "is not YAML"),
+        (b"", "has no block 'parameters: config:'"),
+        (b"paramters:\n  config: {}\n", "has no block 'parameters: config:'"),
+        (b"\xff\xfe\x00", "is not YAML"),
+    ],
+)
+def test_files_that_are_no_run_config(tmp_path: Path, text: bytes, expected: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(text)
+    with pytest.raises(ConfigError, match=expected):
+        RunConfig.read(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.read(tmp_path / "nowhere.yaml")
+
+
+def test_unknown_keys_beside_the_parameters_are_faults(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"parameters": {"config": GOOD}, "enable_cach": False}))
+    with pytest.raises(ConfigError, match="enable_cach"):
+        RunConfig.read(file)
