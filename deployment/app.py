@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import html
 import re
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,9 @@ def build_app(endpoint: str) -> gr.Blocks:
         badge = gr.HTML(client.badge(), elem_id="badge")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=4, min_width=320):
-                image = gr.Image(
+                image = _ImageFile(
                     label="Image",
                     type="filepath",
-                    image_mode=None,  # the endpoint gets the file as it is
                     format="png",
                     sources=["upload", "clipboard"],
                     buttons=["fullscreen"],
@@ -90,14 +89,17 @@ def build_app(endpoint: str) -> gr.Blocks:
                     chips = [gr.Button(text, size="sm", min_width=40) for text in QUESTIONS]
         gr.HTML(f"<footer>{DISCLAIMER} Answers can be wrong. The confidence is the model's own.</footer>")
 
-        asked = gr.State("")
-        sources = [(event, _put) for event in (question.submit, send.click)]
-        sources += [(chip.click, partial(_put_chip, chip.value)) for chip in chips]
-        for event, put in sources:
-            event(put, [question, image, chat], [question, asked, chat], api_visibility="private").then(
-                client.ask, [asked, image, chat], [chat, badge], concurrency_limit=8, api_visibility="private"
-            )
-        image.change(lambda: [], None, chat, api_visibility="private")
+        # One listener for all ways to ask: while an answer is awaited, none of them asks again.
+        asking = gr.on(
+            [question.submit, send.click, *(chip.click for chip in chips)],
+            client.ask,
+            [question, image, chat],
+            [question, chat, badge],
+            concurrency_limit=8,
+            api_visibility="private",
+        )
+        # An answer that is still awaited belongs to the image before: it must not end up in the new chat.
+        image.change(lambda: [], None, chat, cancels=asking, api_visibility="private")
         page.load(client.badge, None, badge, api_visibility="private")
     return page
 
@@ -146,11 +148,24 @@ class _Client:
             parts.append(f"exact match {score:.1%}")
         return _head("".join(f"<b>{html.escape(str(part))}</b>" for part in parts if part))
 
-    def ask(self, question: str, image: str, chat: Chat) -> tuple[Chat, str]:
-        """Send the question that was put into the chat, and append the answer or why there is none."""
-        if not question:
-            return chat, self.badge()
-        return [*chat, {"role": "assistant", "content": self._reply(question, image)}], self.badge()
+    def ask(
+        self, question: str, image: str | None, chat: Chat, event: gr.EventData
+    ) -> Iterator[tuple[str, Chat, Any]]:
+        """Put the question into the chat, then the answer or why there is none; hint at what is missing.
+
+        Yields:
+            What stands in the question box, the chat, and the badge.
+        """
+        chip = getattr(event.target, "value", None)
+        asked, box = (chip, question) if chip in QUESTIONS else (question.strip(), "")
+        hint = _hint(asked, image)
+        if hint or image is None:
+            gr.Info(hint)
+            yield question, chat, gr.skip()
+            return
+        chat = [*chat, {"role": "user", "content": _plain(asked)}]
+        yield box, chat, gr.skip()
+        yield gr.skip(), [*chat, {"role": "assistant", "content": self._reply(asked, image)}], self.badge()
 
     def _reply(self, question: str, image: str) -> str:
         try:
@@ -178,21 +193,20 @@ class _Client:
         return f"The endpoint {self.endpoint} does not answer. Start it with `radloop serve`."
 
 
-def _put(question: str, image: str | None, chat: Chat) -> tuple[str, str, Chat]:
-    """Move the question from the box into the chat, or hint at what is missing."""
-    asked = question.strip()
+class _ImageFile(gr.Image):
+    """Hands on the uploaded file as it is: whether it is an image is the endpoint's to judge."""
+
+    is_template = True  # the page draws it as its parent
+
+    def preprocess(self, payload: Any) -> str | None:
+        """Return the path of the upload."""
+        return payload.path if payload else None
+
+
+def _hint(question: str, image: str | None) -> str:
     if image is None:
-        gr.Info("Choose or drop an image first, then ask.")
-        return question, "", chat
-    if not asked:
-        gr.Info("Type a question about the image.")
-        return question, "", chat
-    return "", asked, [*chat, {"role": "user", "content": _plain(asked)}]
-
-
-def _put_chip(chip: str, question: str, image: str | None, chat: Chat) -> tuple[str, str, Chat]:
-    """Ask what a suggestion says; what stands in the box stays there."""
-    return (question, *_put(chip, image, chat)[1:])
+        return "Choose or drop an image first, then ask."
+    return "" if question else "Type a question about the image."
 
 
 def _plain(text: str) -> str:

@@ -27,15 +27,14 @@ class CheckedPipeline(Pipeline):
     and answer a wrong value with a traceback that leaves the field's name out.
     """
 
-    def with_options(self, *args: Any, config_path: str | None = None, **options: Any) -> Self:
+    def with_options(self, config_path: str | None = None, **options: Any) -> Self:  # type: ignore[override]
         """See `Pipeline.with_options`; `config_path` defaults to `zenml_config.yaml`."""
         path = Path(config_path or DEFAULT_CONFIG)
         config = RunConfig.read(path)
         options.setdefault("model", Model(name=config.model_name))
         if "schedule" not in options and (schedule := schedule_of(config)):
             options["schedule"] = schedule
-        pipeline: Self = super().with_options(*args, config_path=str(path), **options)
-        return pipeline
+        return super().with_options(config_path=str(path), **options)  # type: ignore[return-value]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run, unless another run of this project is under way on this machine."""

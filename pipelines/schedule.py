@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zenml.client import Client
 from zenml.config.schedule import Schedule
+from zenml.orchestrators import BaseOrchestrator
 
 from radloop.config import RunConfig
 from radloop.errors import ConfigError
@@ -50,5 +51,5 @@ def _refusal(cron: str) -> str:
     )
 
 
-def _orchestrator():  # type: ignore[no-untyped-def]  # ZenML's own types are wider than what it returns
+def _orchestrator() -> BaseOrchestrator:
     return Client().active_stack.orchestrator

@@ -7,7 +7,7 @@ from typing import Any
 from zenml.enums import ExecutionMode
 
 from pipelines._checked import CheckedPipeline
-from radloop import incumbency
+from radloop import incumbency, preflight
 from radloop.config import RunConfig
 from radloop.answering import AnswerConfig
 from radloop.data.ingest import ingest as read_corpus
@@ -29,6 +29,7 @@ def _wire(config: dict[str, Any]) -> None:
         config: A `radloop.config.RunConfig`, as the config file has it.
     """
     run = RunConfig.parse(config, "parameters.config")
+    judge_name = preflight.judge(run.judge)
     fingerprint = read_corpus(run.data).fingerprint
     incumbent, provenance = incumbency.resolve(run, fingerprint)
 
@@ -37,7 +38,7 @@ def _wire(config: dict[str, Any]) -> None:
     data = preprocess(corpus, checked, run.preprocess, run.seed)
     adapter = finetune(data, run.model, run.finetune, run.seed)
     evaluation = evaluate(data, adapter, run.model, run.evaluation, run.seed, incumbent)
-    judged = judge(evaluation, run.judge, run.seed)
+    judged = judge(evaluation, run.judge, judge_name, run.seed)
     answering = AnswerConfig.of(run.preprocess, run.evaluation)
     registered = register(adapter, evaluation, judged, answering, run.model_name, provenance)
     decision = promote(registered, evaluation, judged, run.promotion, incumbent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from zenml.config import CachePolicy
 
 from radloop.source import code_hash
@@ -27,6 +29,6 @@ def registry_code() -> str:
     return code_hash("registry", "packaging")
 
 
-def reuse_while_same(code) -> CachePolicy:
+def reuse_while_same(code: Callable[[], str]) -> CachePolicy:
     """Cache by the content of inputs (not by who made them), parameters, and `code()`."""
     return CachePolicy(include_artifact_ids=False, cache_func=code)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import time
-from typing import Any
 
 import mlflow
 from mlflow.entities import Metric
 from PIL import Image
-from zenml import get_step_context
+from zenml import get_step_context, log_metadata
+
+from radloop.artifact import Artifact
 
 _BATCH = 200  # MLflow writes a batch in one transaction: per-step writes would slow the loop
 
@@ -48,7 +49,12 @@ class StepMetrics:
         return Image.open(io.BytesIO(content)), name
 
 
-def run_names() -> dict[str, Any]:
+def log_facts(artifact: Artifact) -> None:
+    """Show an artifact's facts on the step that made it."""
+    log_metadata(dict(artifact.facts()))
+
+
+def run_names() -> dict[str, str]:
     """Tags that lead from a registered version to the run that made it."""
     run = get_step_context().pipeline_run
     return {"zenml_run": run.name, "zenml_run_id": str(run.id)}

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import mlflow
-from zenml import log_metadata, step
+from zenml import step
 
 from materializers import EvaluationReportMaterializer
 from radloop import incumbency, registry
@@ -13,6 +13,7 @@ from radloop.evaluation import EvaluationReport
 from radloop.evaluation import evaluate as score
 from radloop.training.adapter import Adapter
 from steps._caching import evaluation_code, reuse_while_same
+from steps._tracking import log_facts
 
 
 @step(
@@ -29,5 +30,5 @@ def evaluate(
         adapters["champion"] = registry.adapter_folder(incumbency.version_of(incumbent))
     report = score(data, model, adapters, config, seed)
     mlflow.log_metrics({key: value for key, value in report.facts().items() if isinstance(value, (int, float))})
-    log_metadata(report.facts())
+    log_facts(report)
     return report

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import mlflow
-from zenml import log_metadata, step
+from zenml import step
 
 from materializers import AdapterMaterializer
 from radloop.config import FinetuneConfig, ModelConfig
@@ -11,7 +11,7 @@ from radloop.data.prepared import PreparedData
 from radloop.training import finetune as train_adapter
 from radloop.training.adapter import Adapter
 from steps._caching import reuse_while_same, training_code
-from steps._tracking import StepMetrics
+from steps._tracking import log_facts, StepMetrics
 
 
 @step(
@@ -28,5 +28,5 @@ def finetune(
         adapter = train_adapter(data, model, config, seed, on_step=metrics.log)
     for name, content in adapter.views().items():
         mlflow.log_image(*metrics.as_image(content, name))
-    log_metadata(adapter.facts())
+    log_facts(adapter)
     return adapter

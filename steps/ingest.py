@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from zenml import log_metadata, step
+from zenml import step
 
 from materializers import CorpusMaterializer
 from radloop.config import DataConfig
@@ -10,6 +10,7 @@ from radloop.data.corpus import Corpus
 from radloop.data.ingest import ingest as read_corpus
 from radloop.errors import DataError
 from steps._caching import data_code, reuse_while_same
+from steps._tracking import log_facts
 
 
 @step(cache_policy=reuse_while_same(data_code), output_materializers=CorpusMaterializer)
@@ -26,5 +27,5 @@ def ingest(data: DataConfig, fingerprint: str) -> Annotated[Corpus, "corpus"]:
             f"{data.adapter}: the data changed between the start of the run ({fingerprint}) and now "
             f"({corpus.fingerprint}); start the run again when nothing writes to it"
         )
-    log_metadata(corpus.facts())
+    log_facts(corpus)
     return corpus

@@ -3,13 +3,14 @@
 from dataclasses import replace
 from typing import Annotated
 
-from zenml import log_metadata, step
+from zenml import step
 
 from materializers import ReleaseMaterializer
 from radloop import packaging, registry
 from radloop.promotion import PromotionDecision
 from radloop.release import Release
 from steps._caching import registry_code, reuse_while_same
+from steps._tracking import log_facts
 
 
 @step(
@@ -23,5 +24,5 @@ def package(release: Release, decision: PromotionDecision) -> Annotated[Release,
         return release
     version = registry.version(release.model_name, release.version)
     packaged = replace(release, bento=packaging.package(version))
-    log_metadata(packaged.facts())
+    log_facts(packaged)
     return packaged

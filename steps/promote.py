@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from zenml import log_metadata, step
+from zenml import step
 
 from materializers import PromotionDecisionMaterializer
 from radloop import registry
@@ -12,6 +12,7 @@ from radloop.judging import JudgeReport
 from radloop.promotion import PromotionDecision, decide
 from radloop.release import Release
 from steps._caching import evaluation_code, reuse_while_same
+from steps._tracking import log_facts
 
 
 @step(
@@ -26,5 +27,5 @@ def promote(
     decision = decide(evaluation, judged, config, f"champion {incumbent}" if incumbent else "base")
     act = registry.promote if decision.promoted else registry.refuse
     act(release.model_name, release.version, decision.reason)
-    log_metadata(decision.facts())
+    log_facts(decision)
     return decision

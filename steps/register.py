@@ -4,6 +4,7 @@ from typing import Annotated
 
 import mlflow
 from zenml import log_metadata, step
+from zenml.metadata.metadata_types import MetadataType
 
 from materializers import ReleaseMaterializer
 from radloop import registry, source
@@ -13,7 +14,7 @@ from radloop.judging import JudgeReport
 from radloop.release import Release
 from radloop.training.adapter import Adapter
 from steps._caching import registry_code, reuse_while_same
-from steps._tracking import run_names
+from steps._tracking import log_facts, run_names
 
 
 @step(
@@ -40,6 +41,7 @@ def register(
         run_id=run.info.run_id if run else None,
     )
     release = Release(model_name, version.version, provenance["fingerprint"])
-    log_metadata(release.facts())
-    log_metadata({"mlflow_model_version": release.version}, infer_model=True)
+    log_facts(release)
+    on_model: dict[str, MetadataType] = {"registered_version": release.version}
+    log_metadata(on_model, infer_model=True)
     return release

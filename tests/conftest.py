@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from radloop import workspace
 
 ROOT = Path(__file__).parents[1]
+settings.register_profile("radloop", deadline=None)  # a busy machine is no defect
+settings.load_profile("radloop")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """A function from the name of a published data set to its folder; skips the test without it."""
 

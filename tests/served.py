@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,11 @@ class Server:
 
 def environment(home: Path) -> dict[str, str]:
     """What a process needs to work on the state in `home`, and nothing of the user's."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ZENML", "MLFLOW", "BENTOML", "RADLOOP"))}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("ZENML", "MLFLOW", "BENTOML", "RADLOOP", "GRADIO"))
+    }
     return clean | workspace.variables(home)
 
 
@@ -80,7 +84,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(statement: str, url: str, ready: str, home: Path, timeout: float = 120) -> Iterator[Server]:
+def running(statement: str, url: str, ready: str, home: Path, timeout: float = 400) -> Iterator[Server]:
     """Run a Python statement in a process of its own until `url` + `ready` answers; stop it at the end."""
     log = home / f"server-{url.rsplit(':', 1)[1]}.log"
     with log.open("w") as output:
@@ -104,14 +108,14 @@ def running(statement: str, url: str, ready: str, home: Path, timeout: float = 1
                 continue
 
 
-def endpoint(home: Path, name: str) -> object:
+def endpoint(home: Path, name: str) -> AbstractContextManager[Server]:
     """The running endpoint of the champion of the model `name`."""
     port = free_port()
     statement = f"from deployment.serve import run_service; run_service({name!r}, port={port})"
     return running(statement, f"http://127.0.0.1:{port}", "/readyz", home)
 
 
-def page(home: Path, url: str) -> object:
+def page(home: Path, url: str) -> AbstractContextManager[Server]:
     """The running chat page of the endpoint at `url`."""
     port = free_port()
     statement = f"from deployment.app import run_app; run_app({url!r}, port={port})"

@@ -18,26 +18,16 @@ from radloop.data.corpus import Corpus
 from radloop.data.imaging import ImageFacts, resize, to_png, to_rgb
 from radloop.data.quality_report import FINDINGS, ValidationReport, summary_page
 from radloop.data.quality_suites import IMAGE_CHECKS, SAMPLE_CHECKS, Check, SuiteResult, run_suite
-from radloop.errors import DataError
 
 _VALUE_LENGTH = 80
 _MAX_CARDS = 12
 _CARD_PIXELS = 256
 
 
-class DataRejected(DataError):
-    """The data exceeds a threshold; `report` shows what was found all the same."""
-
-    def __init__(self, message: str, report: ValidationReport) -> None:
-        super().__init__(message)
-        self.report = report
-
-
 def validate(corpus: Corpus, config: ValidationConfig) -> ValidationReport:
     """Check every sample and every image of the corpus.
 
-    Raises:
-        DataRejected: A threshold is exceeded; the message counts the reasons and says what to change.
+    The report is handed out even if a threshold is exceeded; `ValidationReport.require_accepted` raises then.
     """
     facts = frames.image_facts(corpus)
     image_frame, sample_frame = frames.image_frame(corpus, facts), frames.sample_frame(corpus, facts)
@@ -55,10 +45,7 @@ def validate(corpus: Corpus, config: ValidationConfig) -> ValidationReport:
     quarantined = {finding["sample_id"] for finding in findings if finding["severity"] == "error"}
     pages = summary_page(summary, table, _cards(corpus, facts, quarantined))
     pages |= {f"expectations_{name}.html": suite.page for name, suite in suites.items()}
-    report = ValidationReport(summary, table, {name: suite.json for name, suite in suites.items()}, pages)
-    if summary["rejected"]:
-        raise DataRejected(_message(summary), report)
-    return report
+    return ValidationReport(summary, table, {name: suite.json for name, suite in suites.items()}, pages)
 
 
 def _sample_findings(frame: pd.DataFrame, suite: SuiteResult, corpus: Corpus) -> list[dict[str, Any]]:
@@ -171,18 +158,6 @@ def _rejections(summary: dict[str, Any], config: ValidationConfig) -> list[str]:
             f"validation.max_leakage allows {config.max_leakage:.1%}"
         )
     return found
-
-
-def _message(summary: dict[str, Any]) -> str:
-    lines = ["the data is rejected:", *(f"  - {reason}" for reason in summary["rejected"])]
-    errors = [reason for reason in summary["reasons"] if reason["severity"] == "error"]
-    if errors:
-        lines.append("quarantined, by reason:")
-    for reason in errors:
-        lines.append(f"  {reason['samples']:>6,}  {reason['reason']}; first: {reason['example']}")
-        lines.append(f"          {reason['remedy']}")
-    lines.append("mend the data, or change the threshold in the config if this is what you expect")
-    return "\n".join(lines)
 
 
 def _cards(

@@ -10,6 +10,11 @@ import pandas as pd
 from radloop.data.corpus import Corpus
 from radloop.data.imaging import ImageFacts, inspect, map_images
 
+_KEPT = ("id", "group", "split", "task", "question", "answer_type", "source")
+_FLAGS = ("without_image", "unknown_image", "leaks", "repeated", "contested", "damaged")
+_SAMPLE_COLUMNS = (*_KEPT, "row", "answer", "image", *_FLAGS, "notes")
+_SEEN = ("size", "shortest_side", "mode", "frames", "blank", "pixel_hash")
+_IMAGE_COLUMNS = ("row", "id", "image", "missing", "error", *_SEEN)
 _DAMAGED = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -21,10 +26,7 @@ def image_facts(corpus: Corpus) -> dict[str, ImageFacts | None]:
 def image_frame(corpus: Corpus, facts: dict[str, ImageFacts | None]) -> pd.DataFrame:
     """Return the images suite's frame; what a missing or unreadable image lacks is None."""
     rows = []
-    names = corpus.images.column("name").to_pylist()
-    for number, (image_id, name) in enumerate(
-        zip(corpus.images.column("id").to_pylist(), names, strict=True)
-    ):
+    for number, (image_id, name) in enumerate(_names(corpus).items()):
         found = facts[image_id]
         row: dict[str, Any] = {"row": number, "id": image_id, "image": name, "missing": found is None}
         if found and found.error:
@@ -39,28 +41,13 @@ def image_frame(corpus: Corpus, facts: dict[str, ImageFacts | None]) -> pd.DataF
                 "pixel_hash": found.pixel_hash,
             }
         rows.append(row)
-    columns = [
-        "row",
-        "id",
-        "image",
-        "missing",
-        "error",
-        "size",
-        "shortest_side",
-        "mode",
-        "frames",
-        "blank",
-        "pixel_hash",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*_IMAGE_COLUMNS])
 
 
 def sample_frame(corpus: Corpus, facts: dict[str, ImageFacts | None]) -> pd.DataFrame:
     """Return the samples suite's frame, with flags for what shows only across rows."""
     samples = corpus.samples.to_pylist()
-    names = dict(
-        zip(corpus.images.column("id").to_pylist(), corpus.images.column("name").to_pylist(), strict=True)
-    )
+    names = _names(corpus)
     leaking = leaking_rows(samples, facts)
     repeats = Counter((*_pair(sample), _answer(sample).lower()) for sample in samples)
     answers = defaultdict(set)
@@ -70,10 +57,7 @@ def sample_frame(corpus: Corpus, facts: dict[str, ImageFacts | None]) -> pd.Data
     for number, sample in enumerate(samples):
         text = sample["question"] + _answer(sample)
         rows.append(
-            {
-                column: sample[column]
-                for column in ("id", "group", "split", "task", "question", "answer_type", "source")
-            }
+            {column: sample[column] for column in _KEPT}
             | {
                 "row": number,
                 "answer": _answer(sample),
@@ -87,7 +71,7 @@ def sample_frame(corpus: Corpus, facts: dict[str, ImageFacts | None]) -> pd.Data
                 "notes": "; ".join(sample["notes"]) or None,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS])
 
 
 def leakage(corpus: Corpus, facts: dict[str, ImageFacts | None]) -> dict[str, int | float]:
@@ -144,3 +128,7 @@ def _pair(sample: dict[str, Any]) -> tuple[str, str, str]:
 
 def _answer(sample: dict[str, Any]) -> str:
     return sample["answers"][0] if sample["answers"] else ""
+
+
+def _names(corpus: Corpus) -> dict[str, str]:
+    return dict(zip(corpus.images["id"].to_pylist(), corpus.images["name"].to_pylist(), strict=True))

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.feather as feather
 
 from radloop import html
+from radloop.errors import DataError
 
 FINDINGS = pa.schema(
     [
@@ -56,6 +57,15 @@ class ValidationReport:
         """Ids of the samples that must not be used."""
         return set(self.quarantine["sample_id"].to_pylist())
 
+    def require_accepted(self) -> None:
+        """Stop here if the data exceeds a threshold of the config.
+
+        Raises:
+            DataError: Counts the reasons, gives an example of each, and says what to change.
+        """
+        if self.summary["rejected"]:
+            raise DataError(_message(self.summary))
+
     def save(self, folder: Path) -> None:
         (folder / "validation.json").write_text(
             json.dumps({"summary": self.summary, "results": self.results})
@@ -85,14 +95,25 @@ class ValidationReport:
         }
 
 
+def _message(summary: dict[str, Any]) -> str:
+    lines = ["the data is rejected:", *(f"  - {reason}" for reason in summary["rejected"])]
+    errors = [reason for reason in summary["reasons"] if reason["severity"] == "error"]
+    if errors:
+        lines.append("quarantined, by reason:")
+    for reason in errors:
+        lines.append(f"  {reason['samples']:>6,}  {reason['reason']}; first: {reason['example']}")
+        lines.append(f"          {reason['remedy']}")
+    lines.append("mend the data, or change the threshold in the config if this is what you expect")
+    return "\n".join(lines)
+
+
 def summary_page(
     summary: dict[str, Any], findings: pa.Table, cards: list[tuple[bytes | None, str]]
 ) -> dict[str, str]:
     """Return the page that a person reads first, by file name."""
-    sections = [
-        _headline(summary),
-        html.section("Samples, as a reader of the data sees them", html.grid(cards)),
-    ]
+    sections = [_headline(summary)]
+    if cards:
+        sections.append(html.section("Samples, as a reader of the data sees them", html.grid(cards)))
     for severity, title in (("error", "Quarantined, by reason"), ("warning", "Reported, by reason")):
         rows = [
             [reason["reason"], reason["samples"], reason["images"], reason["example"], reason["remedy"]]
@@ -139,9 +160,9 @@ def _leakage(leakage: dict[str, Any]) -> str:
         )
     text = (
         f"{leakage['leaking_samples']:,} of {leakage['test_samples']:,} test samples "
-        f"({leakage['share']:.1%}) lie on a picture that train or validation uses, too: {leakage['shared_images']:,} of "
-        f"{leakage['test_images']:,} test pictures. A score on such a split "
-        "measures memory of pictures as well."
+        f"({leakage['share']:.1%}) lie on a picture that train or validation uses, too: "
+        f"{leakage['shared_images']:,} of {leakage['test_images']:,} test pictures. "
+        "A score on such a split measures memory of pictures as well."
     )
     remedy = "preprocess.split: by_group makes a split that shares no picture."
     shared = leakage["shared_images"]

@@ -187,10 +187,10 @@ def run_suite(name: str, frame: pd.DataFrame, checks: tuple[Check, ...]) -> Suit
     Returns:
         Failing rows in the order of `checks`; JSON and page are cut to a few examples per check.
     """
-    with _quiet():
-        import great_expectations as gx  # three seconds of import
-        from great_expectations.data_context.types.base import ProgressBarsConfig
+    import great_expectations as gx  # three seconds of import
+    from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    with _quiet():
         context = gx.get_context(mode="ephemeral")
         context.enable_analytics(False)
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -232,7 +232,8 @@ _PAGE_STYLE = """
 :root { color-scheme: light; }
 body { font: 14px/1.5 system-ui, "DejaVu Sans", sans-serif; margin: 1.5rem; color: #1c2733; }
 table { border-collapse: collapse; margin: .4rem 0; } th, td { text-align: left; vertical-align: top;
-padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #d9e0e7; } ul { list-style: none; padding-left: 1rem; }
+padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #d9e0e7; overflow-wrap: anywhere; }
+ul { list-style: none; padding-left: 1rem; }
 .alert { font-weight: 600; } .row { margin-bottom: .6rem; } h5 { font-size: 1rem; margin: .8rem 0 .2rem; }
 .sticky, .lead { display: none; } a { color: inherit; text-decoration: none; pointer-events: none; }
 i.fa-check-circle::before { content: "\\2713"; color: #1a7f4b; font-style: normal; font-weight: 700; }
@@ -279,10 +280,13 @@ def _escaped(value: Any) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Great Expectations' informational log lines out of the step's log."""
-    logger = logging.getLogger("great_expectations")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    # The second sets its own level, so that the first one's does not reach it.
+    names = ("great_expectations", "great_expectations.data_context.types.base")
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     try:
+        for logger in levels:
+            logger.setLevel(logging.WARNING)
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)

@@ -33,7 +33,9 @@ class Continuation:
     ended: bool = False
 
 
-def decode(loaded: Loaded, cache: DynamicCache, rows: Sequence[Row], max_new_tokens: int) -> list[Continuation]:
+def decode(
+    loaded: Loaded, cache: DynamicCache, rows: Sequence[Row], max_new_tokens: int
+) -> list[Continuation]:
     """Continue the questions of `rows` until each has ended or has `max_new_tokens`, >= 1.
 
     Args:
@@ -85,9 +87,15 @@ def _next_tokens(going: Sequence[Continuation], num_rows: int, device: torch.dev
     pads = [width - len(row) for row in of_row]
     layout = list(zip(of_row, pads, strict=True))
     return Batch(
-        input_ids=torch.tensor([[c.ids[-1] for c in row] + [going[0].ids[-1]] * pad for row, pad in layout], device=device),
-        segments=torch.tensor([[c.segment for c in row] + [PADDING] * pad for row, pad in layout], device=device),
-        position_ids=torch.tensor([[c.position - 1 for c in row] + [0] * pad for row, pad in layout], device=device),
+        input_ids=torch.tensor(
+            [[c.ids[-1] for c in row] + [going[0].ids[-1]] * pad for row, pad in layout], device=device
+        ),
+        segments=torch.tensor(
+            [[c.segment for c in row] + [PADDING] * pad for row, pad in layout], device=device
+        ),
+        position_ids=torch.tensor(
+            [[c.position - 1 for c in row] + [0] * pad for row, pad in layout], device=device
+        ),
         predicts=torch.tensor([[True] * len(row) + [False] * pad for row, pad in layout], device=device),
         targets=torch.empty(0, dtype=torch.long, device=device),
     )

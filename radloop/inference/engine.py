@@ -97,11 +97,11 @@ class Engine:
         """
         prompts = self._loaded.prompts.questions([request.question for request in requests])
         for request, prompt in zip(requests, prompts, strict=True):
-            if len(prompt) + max_new_tokens > self._loaded.prompts.max_tokens:
+            limit = self._loaded.prompts.max_tokens
+            if len(prompt) + max_new_tokens > limit:
                 raise DataError(
-                    f"the question {request.question[:80]!r} has {len(prompt)} tokens with its image; with up to "
-                    f"{max_new_tokens} for the answer that is more than the model's {self._loaded.prompts.max_tokens}: "
-                    "shorten it"
+                    f"the question {request.question[:80]!r} has {len(prompt)} tokens with its image; with "
+                    f"up to {max_new_tokens} for the answer that is more than the model's {limit}: shorten it"
                 )
         answers: dict[int, Answer] = {}
         for rows, numbers in self._batches(requests, prompts):
@@ -115,17 +115,23 @@ class Engine:
         """Answer one question about an RGB image; the next one about the same image is faster."""
         return self.answer({"": image}, [Request("", question)], max_new_tokens)[0]
 
-    def _batches(self, requests: Sequence[Request], prompts: list[Tokens]) -> Iterator[tuple[list[Row], list[int]]]:
+    def _batches(
+        self, requests: Sequence[Request], prompts: list[Tokens]
+    ) -> Iterator[tuple[list[Row], list[int]]]:
         """Yield rows to answer together, and for each tail of theirs in turn the number of its request."""
         by_image: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             by_image.setdefault(request.image_id, []).append(number)
-        rows, numbers, size = [], [], 0
+        rows: list[Row] = []
+        numbers: list[int] = []
+        size = 0
         for image_id, of_image in by_image.items():
             for row in packing.rows(image_id, [prompts[number] for number in of_image]):
                 length = sum(len(tail.tail) for tail in row.tails)
                 other_head = rows and len(rows[0].head) != len(row.head)
-                if rows and (len(rows) == self._batch_images or size + length > _ROWS_TAIL_TOKENS or other_head):
+                if rows and (
+                    len(rows) == self._batch_images or size + length > _ROWS_TAIL_TOKENS or other_head
+                ):
                     yield rows, numbers
                     rows, numbers, size = [], [], 0
                 rows.append(row)
@@ -139,6 +145,11 @@ class Engine:
         cache = self._prefixes.get(images, [row.head for row in rows])
         prompts = self._loaded.prompts
         return [
-            Answer(prompts.answer(question.ids), math.exp(question.log_probability), len(question.ids), question.ended)
+            Answer(
+                prompts.answer(question.ids),
+                math.exp(question.log_probability),
+                len(question.ids),
+                question.ended,
+            )
             for question in decode(self._loaded, cache, rows, max_new_tokens)
         ]

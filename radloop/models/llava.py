@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -15,7 +15,7 @@ class Llava:
     """Stock `LlavaForConditionalGeneration`: every image becomes the same number of tokens."""
 
     model_type = "llava"
-    targets = {
+    targets: ClassVar[dict[str, str]] = {
         "attention": _LAYER + r"self_attn\.(q|k|v|o)_proj",
         "mlp": _LAYER + r"mlp\.(gate|up|down)_proj",
         "projector": r"model\.multi_modal_projector\.linear_[12]",
@@ -45,4 +45,5 @@ class Llava:
     def image_inputs(self, model: Any, features: torch.Tensor) -> dict[str, Any]:
         """Project `encode`'s features and wrap them as the model's forward takes them."""
         projected = model.model.multi_modal_projector(features)
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}}
+        outputs: Any = {"pooler_output": list(projected)}  # a list, as get_image_features gives it
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(**outputs)}}

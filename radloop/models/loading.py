@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import transformers
 from PIL import Image
+from safetensors import SafetensorError
 
 from radloop.config import ModelConfig
 from radloop.errors import ModelError
@@ -23,6 +24,7 @@ from radloop.models.prompts import Prompts
 # Says on import, which PEFT does, that it lacks a kernel for 4-bit weights.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+_LOADING_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -90,9 +92,10 @@ class Loaded:
             features = self.family.encode(self.base_model, pixels)
         self.model.train(training)
         if features.shape[1] != self.prompts.num_image_tokens:
+            announced = self.prompts.num_image_tokens
             raise ModelError(
-                f"base model {self.reference.name}: the processor makes {self.prompts.num_image_tokens} tokens of an "
-                f"image, the model {features.shape[1]}; mend num_additional_image_tokens, patch_size or "
+                f"base model {self.reference.name}: the processor makes {announced} tokens of an image, the "
+                f"model {features.shape[1]}; mend num_additional_image_tokens, patch_size or "
                 "vision_feature_select_strategy in its processor_config.json"
             )
         return features
@@ -110,19 +113,22 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     name = config.base if from_hub or config.base == "tiny" else Path(config.base).resolve().name
     reference = BaseReference(name, folder.name if from_hub else None, _weights_sha256(folder))
     on_gpu = torch.cuda.is_available()
+    processors: Any = transformers.AutoProcessor
     stock: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _without_progress_bars():
-            model = transformers.AutoModelForImageTextToText.from_pretrained(
+            model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 folder,
                 use_safetensors=True,
                 dtype=torch.bfloat16 if on_gpu else torch.float32,
                 attn_implementation="sdpa",  # takes the 4-D masks of shared prefixes
                 **stock,
             )
-            processor = transformers.AutoProcessor.from_pretrained(folder, **stock)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"base model {config.base}: cannot be loaded: {' '.join(str(error).split())}") from error
+            processor = processors.from_pretrained(folder, **stock)
+    except _LOADING_FAULTS as error:
+        raise ModelError(
+            f"base model {config.base}: cannot be loaded: {' '.join(str(error).split())}"
+        ) from error
     if adapter is not None:
         model = _with_adapter(model, adapter, reference)
     model.to("cuda" if on_gpu else "cpu").eval()
@@ -145,11 +151,10 @@ def _locate(config: ModelConfig) -> Path:
         )
     import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(config.base, revision=config.revision, allow_patterns=_HUB_FILES))
-    except (OSError, httpx.HTTPError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise ModelError(
             f"base model {config.base}: is no folder here and cannot be fetched from the hub "
             f"({type(error).__name__}); give a local folder with its config.json and safetensors files"
@@ -162,7 +167,9 @@ def _check(folder: Path, family: Family, config: ModelConfig) -> None:
         content = json.loads((folder / "config.json").read_text())
         model_type = content.get("model_type") if isinstance(content, dict) else None
     except (OSError, ValueError) as error:
-        raise ModelError(f"base model {config.base}: {folder / 'config.json'} cannot be read ({error})") from None
+        raise ModelError(
+            f"base model {config.base}: {folder / 'config.json'} cannot be read ({error})"
+        ) from None
     if model_type != family.model_type:
         raise ModelError(
             f"base model {config.base}: is of type {model_type!r}, but model.family {config.family!r} needs "
@@ -170,7 +177,9 @@ def _check(folder: Path, family: Family, config: ModelConfig) -> None:
         )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        found = f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
+        found = (
+            f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
+        )
         raise ModelError(
             f"base model {config.base}: has {found}; radloop loads *.safetensors only, save it with "
             "save_pretrained once"
@@ -189,21 +198,25 @@ def _with_adapter(model: Any, folder: Path, reference: BaseReference) -> Any:
     """Return `model` with the LoRA layers of `folder` in it."""
     from peft import PeftModel
 
-    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
+    missing = [
+        name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()
+    ]
     if missing:
-        raise ModelError(f"adapter {folder}: lacks {' and '.join(missing)}; give a folder that finetune has written")
+        raise ModelError(
+            f"adapter {folder}: lacks {' and '.join(missing)}; give a folder that finetune has written"
+        )
     if (folder / "base.json").is_file():
         trained_on = json.loads((folder / "base.json").read_text())
         if trained_on["sha256"] != reference.sha256:
             raise ModelError(
                 f"adapter {folder}: was trained on base {trained_on['name']} with weights "
-                f"{trained_on['sha256'][:16]}, but this is {reference.name} with weights {reference.sha256[:16]}; "
-                "load the base it was trained on, or fine-tune again"
+                f"{trained_on['sha256'][:16]}, but this is {reference.name} with weights "
+                f"{reference.sha256[:16]}; load the base it was trained on, or fine-tune again"
             )
     try:
         with without_future_warnings():
             return PeftModel.from_pretrained(model, folder, use_safetensors=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except _LOADING_FAULTS as error:
         raise ModelError(f"adapter {folder}: cannot be loaded: {' '.join(str(error).split())}") from error
 
 
@@ -218,7 +231,7 @@ def without_future_warnings() -> Iterator[None]:
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     """Keep Transformers' "Loading weights" bar off the terminal."""
-    bars = transformers.utils.logging
+    bars: Any = transformers.utils.logging
     enabled = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:

@@ -58,13 +58,17 @@ class Prompts:
             ModelError: There is no chat template, or no token that ends an answer.
         """
         if not getattr(processor, "chat_template", None):
-            raise ModelError("base model: its processor has no chat template; add chat_template.jinja to its folder")
+            raise ModelError(
+                "base model: its processor has no chat template; add chat_template.jinja to its folder"
+            )
         blank = Image.new("RGB", (64, 64))
         ids = processor(images=blank, text=processor.image_token)["input_ids"][0]
         ends = model.generation_config.eos_token_id
         ends = processor.tokenizer.eos_token_id if ends is None else ends
         if ends is None:
-            raise ModelError("base model: neither its generation_config.json nor its tokenizer names an eos token")
+            raise ModelError(
+                "base model: neither its generation_config.json nor its tokenizer names an eos token"
+            )
         return cls(
             processor,
             num_image_tokens=sum(token == processor.image_token_id for token in ids),
@@ -78,7 +82,9 @@ class Prompts:
         Raises:
             ModelError: The chat template does not place exactly one image.
         """
-        return [self._cut(ids) for ids in self._tokenize([self._render(question, None) for question in questions])]
+        return [
+            self._cut(ids) for ids in self._tokenize([self._render(question, None) for question in questions])
+        ]
 
     def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> list[Tokens]:
         """Return the tokens of questions with their answers, each answer closed by an end token.
@@ -93,10 +99,16 @@ class Prompts:
         for prompt, text, ids in zip(prompts, texts, self._tokenize(texts), strict=True):
             full = self._cut(ids if ids[-1] in self.end_ids else [*ids, self.end_ids[0]])
             start = len(prompt.tail)
-            if full.head != prompt.head or full.tail[:start] != prompt.tail or len(full.tail) <= start or not start:
+            if (
+                full.head != prompt.head
+                or full.tail[:start] != prompt.tail
+                or len(full.tail) <= start
+                or not start
+            ):
                 raise ModelError(
-                    "base model: its chat template writes other tokens before a given answer than before one to be "
-                    f"generated, here in {text!r}; training would not fit answering, mend chat_template.jinja"
+                    "base model: its chat template writes other tokens before a given answer than before one "
+                    f"to be generated, here in {text!r}; training would not fit answering, mend "
+                    "chat_template.jinja"
                 )
             pairs.append(Tokens(full.head, full.tail, len(full.tail) - start))
         return pairs
@@ -117,7 +129,7 @@ class Prompts:
 
     def _defuse(self, text: str) -> str:
         """Take their meaning from control tokens in a user's text: "<image>" becomes "< image>"."""
-        controls = self.processor.tokenizer.all_special_tokens + [self.processor.image_token]
+        controls = [*self.processor.tokenizer.all_special_tokens, self.processor.image_token]
         pattern = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True))
         return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
@@ -133,6 +145,8 @@ class Prompts:
     def _cut(self, ids: list[int]) -> Tokens:
         image = self.processor.image_token_id
         if ids.count(image) != 1:
-            raise ModelError(f"base model: its chat template writes {ids.count(image)} image tokens for one image")
+            raise ModelError(
+                f"base model: its chat template writes {ids.count(image)} image tokens for one image"
+            )
         at = ids.index(image)
         return Tokens((*ids[:at], *[image] * self.num_image_tokens), tuple(ids[at + 1 :]))

@@ -19,8 +19,8 @@ from radloop.models.tiny_language import train_language
 from radloop.models.tiny_text import make_processor
 from radloop.models.tiny_vision import train_tower
 
-TOWER_STEPS, TOWER_BATCH = 1600, 64
-LANGUAGE_STEPS, LANGUAGE_BATCH = 900, 16
+TOWER_STEPS, TOWER_BATCH = 1400, 64
+LANGUAGE_STEPS, LANGUAGE_BATCH = 800, 16
 
 
 def build(folder: Path, tower_folder: Path | None = None) -> None:
@@ -40,7 +40,7 @@ def build(folder: Path, tower_folder: Path | None = None) -> None:
             tower.save_pretrained(tower_folder)
     model = train_language(processor, tower.eval(), LANGUAGE_STEPS, LANGUAGE_BATCH, _report)
     folder.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
     lines = [f"{digest}  {name}\n" for name, digest in hashes(folder).items()]
     (folder / RECORD).write_text("".join(lines))

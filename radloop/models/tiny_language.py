@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlavaConfig,
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from radloop.data.phantoms import Stream, make_phantom
-from radloop.models.llava import Llava
+from radloop.models import get_family
 from radloop.models.loading import BaseReference, Loaded
 from radloop.models.prompts import Prompts
 from radloop.models.tiny_text import pretraining_texts
@@ -76,7 +76,7 @@ def make_model(processor: LlavaProcessor, tower: SiglipVisionModel) -> LlavaForC
     config = LlavaConfig(
         vision_config=vision_config(),
         text_config=text,
-        image_token_id=processor.image_token_id,
+        image_token_index=processor.image_token_id,
         image_seq_length=processor.num_additional_image_tokens + (PIXELS // processor.patch_size) ** 2,
         vision_feature_layer=FEATURE_LAYER,
         vision_feature_select_strategy="full",
@@ -97,8 +97,8 @@ def train_language(
 ) -> LlavaForConditionalGeneration:
     """Train projector and language model on `steps * batch` new phantoms, the texts of each packed."""
     model = make_model(processor, tower)
-    prompts = Prompts.of(processor, model)
-    loaded = Loaded(model, processor, Llava(), prompts, BaseReference("tiny", None, ""))
+    reference = BaseReference("tiny", None, "")
+    loaded = Loaded(model, processor, get_family("llava"), Prompts.of(processor, model), reference)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -106,15 +106,7 @@ def train_language(
     )
     started, recent = time.monotonic(), 0.0
     for step, data in enumerate(ahead(make_batch, FIRST_INDEX, steps, batch)):
-        with torch.no_grad():
-            features = tower_features(model.model.vision_tower, normalise(data.pixels))
-        packed = [
-            row
-            for number, texts in enumerate(data.texts)
-            for row in rows(str(number), prompts.pairs(*zip(*texts, strict=True)))
-        ]
-        images = features[[int(row.image_id) for row in packed]]
-        loss = token_losses(loaded, lambda _, images=images: images, packed).mean()
+        loss = _loss(loaded, data)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -124,3 +116,19 @@ def train_language(
         if step % 50 == 0 or step == steps - 1:
             report(f"language {step}/{steps} {time.monotonic() - started:.0f} s loss {recent:.4f}")
     return model.eval()
+
+
+def _loss(loaded: Loaded, data: Batch) -> Tensor:
+    """The mean loss over the answer tokens of all texts, the texts of a picture in one row."""
+    with torch.no_grad():
+        seen = tower_features(loaded.model.model.vision_tower, normalise(data.pixels))
+
+    def features(names: Sequence[str]) -> Tensor:
+        return seen[[int(name) for name in names]]
+
+    packed = [
+        row
+        for number, texts in enumerate(data.texts)
+        for row in rows(str(number), loaded.prompts.pairs(*zip(*texts, strict=True)))
+    ]
+    return token_losses(loaded, features, packed).mean()

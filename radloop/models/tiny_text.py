@@ -14,8 +14,9 @@ from tokenizers.trainers import BpeTrainer
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from radloop.data.phantoms import Phantom, Stream, caption, make_phantom, questions, report
-from radloop.data.phantoms.language import statements
+from radloop.data.phantoms import Phantom, Present, Stream, caption, make_phantom, questions, report
+from radloop.data.phantoms.anatomy import SIDES
+from radloop.data.phantoms.language import NONE, statements
 from radloop.models.tiny_vision import PATCH, PIXELS, SEED
 
 VOCABULARY = 640
@@ -24,6 +25,7 @@ PAD, BEGIN, END, IMAGE = "<pad>", "<s>", "</s>", "<image>"
 DESCRIBE = {
     "caption": ("Describe the image.", "Describe the radiograph in one sentence.", "Write a caption."),
     "statements": ("Describe everything that is seen.", "Describe the findings one by one."),
+    "sides": ("Describe each half of the image.", "Compare both halves of the image."),
     "report": ("Write a report.", "Write a radiology report of this image."),
 }
 GENERIC = (
@@ -32,16 +34,29 @@ GENERIC = (
     ("What part of the body is shown?", "chest"),
     ("Which view was taken?", "frontal"),
     ("How was the image made?", "with x-rays"),
-    ("Is this a radiograph?", "yes"),
-    ("Is this a frontal view?", "yes"),
-    ("Is this the chest?", "yes"),
-    ("Is this an x-ray image?", "yes"),
-    ("Is this a CT scan?", "no"),
-    ("Is this an MRI scan?", "no"),
-    ("Is this an ultrasound image?", "no"),
-    ("Is this a lateral view?", "no"),
-    ("Is this the abdomen?", "no"),
-    ("Is this a color image?", "no"),
+)
+KIND = (
+    "Is this {kind}?",
+    "Does this look like {kind}?",
+    "Could this be {kind}?",
+    "Would you call this {kind}?",
+)
+RIGHT_KINDS = (
+    "a radiograph",
+    "a chest image",
+    "an x-ray image",
+    "a frontal view",
+    "a medical image",
+    "a grey image",
+)
+WRONG_KINDS = (
+    "a CT scan",
+    "an MRI scan",
+    "an ultrasound image",
+    "a lateral view",
+    "a knee",
+    "a hand",
+    "a color image",
 )
 
 # The form of LLaVA-1.5; each turn's content may be a text or a list of parts.
@@ -69,11 +84,35 @@ CHAT_TEMPLATE = """\
 def pretraining_texts(phantom: Phantom) -> list[tuple[str, str]]:
     """What the base is taught about one phantom: three descriptions and two generic pairs."""
     rng = phantom.rng()
-    shuffled = statements(phantom)
-    rng.shuffle(shuffled)
-    texts = {"caption": caption(phantom), "statements": " ".join(shuffled), "report": report(phantom)}
+    if rng.random() < 0.5:
+        kind, long = "report", report(phantom)
+    else:
+        shuffled = statements(phantom)
+        rng.shuffle(shuffled)
+        kind, long = "statements", " ".join(shuffled)
+    texts = {"caption": caption(phantom), "sides": _by_side(phantom, rng), kind: long}
     pairs = [(_pick(rng, DESCRIBE[kind]), text) for kind, text in texts.items()]
-    return pairs + [GENERIC[i] for i in rng.choice(len(GENERIC), 2, replace=False)]
+    right = rng.random() < 0.5
+    asked = _pick(rng, KIND).format(kind=_pick(rng, RIGHT_KINDS if right else WRONG_KINDS))
+    return [*pairs, GENERIC[int(rng.integers(len(GENERIC)))], (asked, "yes" if right else "no")]
+
+
+def _by_side(phantom: Phantom, rng: np.random.Generator) -> str:
+    """A description of the left, the right, and the rest, in random order."""
+    parts = []
+    for side in SIDES:
+        found = [p for p in phantom.findings.values() if p.values.get("side") == side]
+        listed = ", ".join(_with_details(p) for p in found)
+        parts.append(f"On the {side}: {listed or NONE}.")
+    middle = [p.name for p in phantom.findings.values() if "side" not in p.values]
+    parts.append(f"In the middle: {', '.join(middle) or NONE}.")
+    rng.shuffle(parts)
+    return " ".join(parts)
+
+
+def _with_details(present: Present) -> str:
+    details = ", ".join(value for key, value in present.values.items() if key != "side")
+    return f"{present.name} ({details})" if details else present.name
 
 
 def make_processor() -> LlavaProcessor:

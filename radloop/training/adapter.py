@@ -35,9 +35,8 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
     known = loaded.family.targets
     unknown = [name for name in config.targets if name not in known]
     if unknown or not config.targets:
-        raise ConfigError(
-            f"finetune.targets: unknown {', '.join(map(repr, unknown)) or 'empty list'}; known: {', '.join(known)}"
-        )
+        got = f"unknown {', '.join(map(repr, unknown))}" if unknown else "empty"
+        raise ConfigError(f"finetune.targets: {got}; known: {', '.join(known)}")
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -94,7 +93,9 @@ class Adapter:
     def load(cls, folder: Path) -> Self:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            raise ModelError(f"adapter {folder}: lacks {', '.join(missing)}; give a folder that finetune has written")
+            raise ModelError(
+                f"adapter {folder}: lacks {', '.join(missing)}; give a folder that finetune has written"
+            )
         return cls(folder)
 
     @cached_property

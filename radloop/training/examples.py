@@ -36,8 +36,8 @@ def read_examples(data: PreparedData, split: str, prompts: Prompts, share_prefix
     for row, pair in zip(columns, pairs, strict=True):
         if len(row["image_ids"]) != 1:
             raise DataError(
-                f"finetune: sample {row['id']} has {len(row['image_ids'])} images; training takes exactly one image a "
-                "sample, split it into one sample an image"
+                f"finetune: sample {row['id']} has {len(row['image_ids'])} images; training takes exactly "
+                "one image a sample, split it into one sample an image"
             )
         if len(pair) > prompts.max_tokens:
             raise DataError(

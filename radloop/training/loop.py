@@ -45,7 +45,9 @@ def finetune(
         read_examples(data, split, loaded.prompts, config.share_prefix) for split in ("train", "validation")
     )
     if not train.num_samples:
-        raise DataError("finetune: the train split has no sample; lower preprocess.test and preprocess.validation")
+        raise DataError(
+            "finetune: the train split has no sample; lower preprocess.test and preprocess.validation"
+        )
     start = time.perf_counter()
     history = []
     steps = _Steps(loaded, config, train, validation, ImageFeatures(loaded, data.image), seed)
@@ -108,8 +110,9 @@ class _Steps:
             loss = token_losses(self._loaded, self._features, rows).mean()
             if not torch.isfinite(loss):
                 raise TrainingError(
-                    f"finetune: the loss is {loss.item()} at step {step} of {self.num_steps} (learning rate "
-                    f"{rate:.2g}); lower finetune.learning_rate or raise finetune.warmup. Nothing has been written"
+                    f"finetune: the loss is {loss.item()} at step {step} of {self.num_steps} (learning "
+                    f"rate {rate:.2g}); lower finetune.learning_rate or raise finetune.warmup. Nothing has "
+                    "been written"
                 )
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
@@ -135,14 +138,18 @@ class _Steps:
         self._loaded.model.eval()
         with torch.no_grad():
             losses = [
-                token_losses(self._loaded, self._features, [row for rows in images[at : at + size] for row in rows])
+                token_losses(
+                    self._loaded, self._features, [row for rows in images[at : at + size] for row in rows]
+                )
                 for at in range(0, len(images), size)
             ]
         self._loaded.model.train()
         return torch.cat(losses).mean().item()
 
 
-def token_losses(loaded: Loaded, features: Callable[[Sequence[str]], torch.Tensor], rows: Sequence[Row]) -> torch.Tensor:
+def token_losses(
+    loaded: Loaded, features: Callable[[Sequence[str]], torch.Tensor], rows: Sequence[Row]
+) -> torch.Tensor:
     """Return the cross entropy of every answer token of `rows`, float32, shape (answer tokens,).
 
     A step's loss is the mean over these, however the pairs are arranged in rows: each answer token
@@ -211,4 +218,10 @@ class _Progress:
         self._bar.update()
         step = int(facts["step"])
         if self._bar.disable and (step % self._every == 0 or step == self._num_steps):
-            logger.info("finetune: step %d of %d, loss %.3f, %.0f samples/s", step, self._num_steps, facts["loss"], speed)
+            logger.info(
+                "finetune: step %d of %d, loss %.3f, %.0f samples/s",
+                step,
+                self._num_steps,
+                facts["loss"],
+                speed,
+            )

@@ -20,7 +20,13 @@ def plot_history(record: dict[str, Any]) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     above.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=1, label="training, each step")
     window = max(1, len(steps) // 25)
-    above.plot(steps, _running_mean(losses, window), color=_BLUE, linewidth=2, label=f"training, mean of {window} steps")
+    above.plot(
+        steps,
+        _running_mean(losses, window),
+        color=_BLUE,
+        linewidth=2,
+        label=f"training, mean of {window} steps",
+    )
     validated = [entry for entry in history if "validation_loss" in entry]
     if validated:
         above.plot(
@@ -35,8 +41,8 @@ def plot_history(record: dict[str, Any]) -> bytes:
     above.legend(frameon=False)
     data, parameters = record["data"], record["parameters"]
     above.set_title(
-        f"{data['samples']:,} samples on {data['images']:,} images, {parameters['trained']:,} trained parameters "
-        f"({parameters['share']:.1%}), {record['samples_per_s']:.0f} samples/s",
+        f"{data['samples']:,} samples on {data['images']:,} images, {parameters['trained']:,} trained "
+        f"parameters ({parameters['share']:.1%}), {record['samples_per_s']:.0f} samples/s",
         fontsize=10,
         color=_GREY,
         loc="left",

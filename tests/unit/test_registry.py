@@ -132,7 +132,11 @@ def test_promotion_and_rollback(home: Path, adapter: Path) -> None:
         register(adapter, "moves", fingerprint)
     assert registry.promote("moves", 1, "first").aliases == ("champion",)
     second = registry.promote("moves", 2, "better")
-    assert (second.aliases, second.tags["promoted"], second.tags["reason"]) == (("champion",), "true", "better")
+    assert (second.aliases, second.tags["promoted"], second.tags["reason"]) == (
+        ("champion",),
+        "true",
+        "better",
+    )
     third = registry.promote("moves", 3, "best")
     assert third.aliases == ("champion",)  # and no longer challenger
 

@@ -1,10 +1,14 @@
-"""A random LLaVA of the stock architecture, as small as it gets, saved like any base model."""
+"""A random LLaVA of the stock architecture, as small as it gets, and prepared data for it."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
@@ -18,21 +22,66 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from radloop.data.prepared import PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData
+
 TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
+    "{% for message in messages %}{{ message['role'].upper() + ':' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ ' <image>\n' }}{% endif %}{% endfor %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ part['text'] + eos_token }}{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ ' ' }}{% generation %}{{ part['text'] + eos_token }}{% endgeneration %}"
     "{% else %}{{ part['text'] + ' ' }}{% endif %}{% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-).replace("message['role'].upper() + ': '", "message['role'].upper() + ':' + (' ' if message['role'] == 'user' else '')")
-_SAMPLES = [
+)
+_WORDS = [
     "USER: ASSISTANT: Is there a pleural effusion? Which side? How many nodules are there? yes no left right",
-    "What abnormality is seen in the left lung? cardiomegaly pneumothorax consolidation upper middle lower zone 0123",
+    "What abnormality is seen in the left lung? cardiomegaly pneumothorax consolidation upper middle lower",
 ]
+QUESTIONS = [
+    "Is there a pleural effusion?",
+    "Which side?",
+    "How many nodules are there?",
+    "What abnormality is seen in the left lung?",
+    "Is there cardiomegaly or a pneumothorax?",
+]
+ANSWERS = ["yes", "no", "left", "2", "upper zone", "a consolidation in the right lower zone"]
 
 
-def save_base(folder: Path, *, tower: str = "siglip", width: int = 32, seed: int = 0, template: str = TEMPLATE) -> Path:
+def image(number: int, size: tuple[int, int] = (48, 48)) -> Image.Image:
+    """Return an RGB picture of noise, another for each number."""
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def prepared(train: int, validation: int = 0, questions: int = 4) -> PreparedData:
+    """Return data with that many images a split, each with up to `questions` questions."""
+    images, samples = [], []
+    for number in range(train + validation):
+        buffer = io.BytesIO()
+        image(number).save(buffer, "PNG")
+        images.append({"id": f"image-{number}", "png": buffer.getvalue()})
+        for index in range(1 + number % questions):
+            question = QUESTIONS[(number + index) % len(QUESTIONS)]
+            samples.append(
+                {
+                    "id": f"sample-{number}-{index}",
+                    "split": "train" if number < train else "validation",
+                    "image_ids": [f"image-{number}"],
+                    "question": question,
+                    "prompt": question,
+                    "answers": [ANSWERS[(3 * number + index) % len(ANSWERS)]],
+                }
+            )
+    return PreparedData(
+        pa.Table.from_pylist(images, schema=PREPARED_IMAGES),
+        pa.Table.from_pylist(samples, schema=PREPARED_SAMPLES),
+        "0123456789abcdef",
+    )
+
+
+def save_base(
+    folder: Path, *, tower: str = "siglip", width: int = 32, seed: int = 0, template: str = TEMPLATE
+) -> Path:
     """Write a random base model into `folder` and return it.
 
     Args:
@@ -100,7 +149,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        _SAMPLES,
+        _WORDS,
         trainers.BpeTrainer(
             vocab_size=400,
             special_tokens=["<pad>", "<s>", "</s>", "<image>"],
@@ -110,8 +159,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
+        pad_token="<pad>",  # noqa: S106
+        bos_token="<s>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
         extra_special_tokens={"image_token": "<image>"},
     )

@@ -181,6 +181,7 @@ def _read_parquet(path: str, folder: Path | None) -> Corpus:
 def _parquet_rows(path: str, folder: Path | None) -> Iterator[tuple[str, int, dict[str, Any]]]:
     import datasets  # a second of import that the other layout does not need
 
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else even a local folder is reported to a server
     try:
         if folder:  # streamed: no second copy of the images in a cache
             splits = datasets.load_dataset("parquet", data_dir=str(folder), streaming=True)

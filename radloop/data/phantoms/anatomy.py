@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 
 FIELD_CM = 40.0  # edge of the square detector
 SIDES = ("left", "right")

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from radloop.data.phantoms.anatomy import (
     MU_AIR,
-    MU_TISSUE,
     SIDES,
     Anatomy,
     Array,
@@ -27,6 +26,7 @@ from radloop.data.phantoms.anatomy import (
 from radloop.data.phantoms.imaging_chain import blur
 
 ZONES = ("upper", "middle", "lower")
+NODULE_MU = 0.28  # slightly calcified
 Mask = NDArray[np.bool_]
 
 
@@ -225,8 +225,8 @@ def _place_nodules(rng: np.random.Generator, anatomy: Anatomy, others: Sequence[
     placed: list[tuple[float, float, float]] = []
     for _ in range(count):
         here = [*others, Present("nodules", {}, tuple((x, y, r + 1.2) for x, y, r in placed))]
-        rows = (anatomy.apex + 3.0, anatomy.dome(side) - 1.5)
-        centre = _free_point(rng, anatomy, here, side, rng.uniform(1.05, 1.6), rows)
+        rows = (anatomy.clavicle_y + 2.6, anatomy.dome(side) - 1.5)
+        centre = _free_point(rng, anatomy, here, side, rng.uniform(1.15, 1.65), rows)
         if centre is None:
             return None
         placed.append(centre)
@@ -238,7 +238,7 @@ def _draw_nodules(scene: Scene, present: Present, rng: np.random.Generator) -> M
     for x, y, radius in present.circles:
         square = radius**2 - (scene.x - x) ** 2 - (scene.y - y) ** 2
         thickness = 2.0 * np.sqrt(np.maximum(square, 0))
-        scene.extra = scene.extra + (MU_TISSUE * 1.15) * thickness
+        scene.extra = scene.extra + NODULE_MU * thickness
         seen |= square > 0
     return seen
 
@@ -255,7 +255,7 @@ def _free_point(
     gas, fluid = _on_side(others, "pneumothorax", side), _on_side(others, "pleural effusion", side)
     taken = [circle for other in others for circle in other.circles]
     for _ in range(40):
-        distance, y = rng.uniform(3.6, 12.5), rng.uniform(*rows)
+        distance, y = rng.uniform(3.2 + 0.8 * radius, 12.5), rng.uniform(*rows)
         x = sign(side) * distance
         border = _collapsed_border(anatomy, gas, y) if gas else anatomy.lung_border(y)
         floor = min(
@@ -338,7 +338,7 @@ FINDINGS: dict[str, Finding] = {
         Finding(
             "nodules",
             "lung",
-            0.52,
+            0.58,
             {"count": ("1", "2", "3"), "side": SIDES},
             _place_nodules,
             _draw_nodules,

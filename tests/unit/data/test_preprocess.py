@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from radloop.config import DataConfig, PreprocessConfig, ValidationConfig
+from radloop.config import PreprocessConfig
 from radloop.data.corpus import Corpus
 from radloop.data.imaging import to_png
-from radloop.data.ingest import ingest
 from radloop.data.prepared import PREPARED_SAMPLES, PreparedData
 from radloop.data.preprocess import preprocess
-from radloop.data.quality import validate
 from radloop.data.quality_report import FINDINGS, ValidationReport
 from radloop.errors import ConfigError, DataError
 
@@ -69,7 +66,7 @@ def test_splits_by_group_are_disjoint_complete_and_reproducible() -> None:
     assert set.union(*found.values()) == {f"i{n}" for n in range(60)}
     assert sum(map(len, found.values())) == 60
     assert all(found.values())
-    assert sorted(sum(data.indices.values(), [])) == sorted(data.samples["id"].to_pylist())
+    assert sorted(i for ids in data.indices.values() for i in ids) == sorted(data.samples["id"].to_pylist())
     assert preprocess(corpus(), quarantine(), PreprocessConfig(), 7).indices == data.indices
     assert preprocess(corpus(), quarantine(), PreprocessConfig(), 8).indices != data.indices
 
@@ -178,12 +175,9 @@ def test_the_view_shows_each_split_and_escapes() -> None:
         assert f"Examples of {name}" in page
 
 
-def test_the_published_vqa_rad_in_both_splits(real_data: Callable[[str], Path]) -> None:
-    found = ingest(DataConfig(adapter="vqa_rad", path=str(real_data("vqa_rad"))))
-    report = validate(found, ValidationConfig())
-    official = preprocess(found, report, PreprocessConfig(split="official", validation=0), 7)
-    assert [len(ids) for ids in official.indices.values()] == [1797, 0, 451]
-    clean = preprocess(found, report, PreprocessConfig(), 7)
-    sizes = {name: len(members) for name, members in groups(clean).items()}
-    assert sum(sizes.values()) == clean.images.num_rows == 314
-    assert all(max(clean.image(image_id).size) == 96 for image_id in clean.images["id"].to_pylist()[:20])
+def test_the_published_vqa_rad(vqa_rad: tuple[Corpus, ValidationReport]) -> None:
+    data = preprocess(*vqa_rad, PreprocessConfig(), 7)
+    sizes = {name: len(members) for name, members in groups(data).items()}
+    assert sum(sizes.values()) == data.images.num_rows == 314
+    assert data.samples.num_rows == 2248
+    assert all(max(data.image(image_id).size) == 96 for image_id in data.images["id"].to_pylist()[:20])

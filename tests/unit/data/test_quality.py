@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from radloop.config import DataConfig, ValidationConfig
+from radloop.config import ValidationConfig
 from radloop.data.corpus import Corpus
 from radloop.data.imaging import to_png
-from radloop.data.ingest import ingest
-from radloop.data.quality import DataRejected, validate
+from radloop.data.quality import validate
 from radloop.data.quality_report import ValidationReport
+from radloop.errors import DataError
 
 LENIENT = ValidationConfig(max_quarantined=1.0, min_samples=1)
 HOSTILE = "<script>alert('x')</script><img src=http://evil/x onerror=alert(2)>"
@@ -57,57 +56,92 @@ def test_good_data_has_no_findings() -> None:
     assert report.facts()["verdict"] == "accepted"
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason", "value"),
-    [
-        ({"id": ""}, "id is empty", ""),
-        ({"id": "s0"}, "id occurs more than once", "s0"),
-        ({"group": ""}, "group is empty", ""),
-        ({"question": ""}, "question is empty", ""),
-        ({"question": "x" * 2001}, "question has more than 2,000 characters", "x" * 77 + "..."),
-        ({"answers": []}, "answer is empty", ""),
-        ({"answers": [""]}, "answer is empty", ""),
-        (
-            {"answers": [], "notes": ["answer: nan counts as missing"]},
-            "answer is empty",
-            "answer: nan counts as missing",
-        ),
-        ({"answer_type": "maybe"}, "answer_type is not known", "maybe"),
-        ({"task": "chat"}, "task is not known", "chat"),
-        ({"split": "dev"}, "split is not known", "dev"),
-        ({"image_ids": []}, "sample names no image", ""),
-        ({"image_ids": ["other"]}, "image is not in the corpus", "other"),
-    ],
-)
+FAULTY_SAMPLES: list[tuple[dict[str, Any], str, str]] = [
+    ({"id": ""}, "id is empty", ""),
+    ({"id": "s0"}, "id occurs more than once", "s0"),
+    ({"group": ""}, "group is empty", ""),
+    ({"question": ""}, "question is empty", ""),
+    ({"question": "x" * 2001}, "question has more than 2,000 characters", "x" * 77 + "..."),
+    ({"answers": []}, "answer is empty", ""),
+    ({"answers": [""]}, "answer is empty", ""),
+    ({"answers": [], "notes": ["answer: nan is missing"]}, "answer is empty", "answer: nan is missing"),
+    ({"answer_type": "maybe"}, "answer_type is not known", "maybe"),
+    ({"task": "chat"}, "task is not known", "chat"),
+    ({"split": "dev"}, "split is not known", "dev"),
+    ({"image_ids": []}, "sample names no image", ""),
+    ({"image_ids": ["other"]}, "image is not in the corpus", "other"),
+]
+
+
+@pytest.fixture(scope="module")
+def faulty_samples() -> ValidationReport:
+    rows = [sample(number, **changes) for number, (changes, _, _) in enumerate(FAULTY_SAMPLES, 1)]
+    return validate(corpus(*rows, sample(99)), LENIENT)
+
+
+@pytest.mark.parametrize("number", range(1, len(FAULTY_SAMPLES) + 1))
 def test_a_faulty_sample_is_quarantined_with_its_reason(
-    changes: dict[str, Any], reason: str, value: str
+    faulty_samples: ValidationReport, number: int
 ) -> None:
-    report = validate(corpus(sample(1, **changes)), LENIENT)
-    rows = [row for row in report.quarantine.to_pylist() if row["source"] == "rows.json row 1"]
-    assert [(row["reason"], row["value"]) for row in rows] == [(reason, value)]
-    assert report.quarantined_ids == {changes.get("id", "s1")}
+    changes, reason, value = FAULTY_SAMPLES[number - 1]
+    rows = [
+        (row["reason"], row["value"], row["sample_id"])
+        for row in faulty_samples.quarantine.to_pylist()
+        if row["source"] == f"rows.json row {number}"
+    ]
+    assert rows == [(reason, value, changes.get("id", f"s{number}"))]
+    assert changes.get("id", f"s{number}") in faulty_samples.quarantined_ids
+
+
+def test_the_samples_beside_faulty_ones_are_accepted(faulty_samples: ValidationReport) -> None:
+    assert "s99" not in faulty_samples.quarantined_ids
+    assert faulty_samples.summary["accepted"] == 1  # s0 shares its id with another
 
 
 def test_a_health_record_sample_needs_no_image() -> None:
     assert findings(validate(corpus(sample(1, task="ehr", image_ids=[])), LENIENT)) == []
 
 
-@pytest.mark.parametrize(
-    ("image", "reason", "value"),
-    [
-        (None, "image file is missing", "bad.png"),
-        (b"", "image file is missing", "bad.png"),
-        (b"some text", "image cannot be read", "bad.png: is none of PNG"),
-        (picture(2)[:-300], "image cannot be read", "bad.png: cannot be decoded"),
-        (picture(2, 15), "image is smaller than 16 pixels", "bad.png: 15 x 15"),
-        (to_png(Image.new("L", (40, 30), 9)), "image is blank", "bad.png: 40 x 30"),
-    ],
-)
-def test_a_faulty_image_quarantines_all_its_samples(image: bytes | None, reason: str, value: str) -> None:
-    report = validate(corpus(sample(1, "bad"), sample(2, image_ids=["good", "bad"]), bad=image), LENIENT)
-    assert report.quarantined_ids == {"s1", "s2"}
-    assert {row["reason"] for row in report.findings.to_pylist()} == {reason}
-    assert all(row["value"].startswith(value) for row in report.quarantine.to_pylist())
+FAULTY_IMAGES: dict[str, tuple[bytes | None, str, str]] = {
+    "gone": (None, "image file is missing", "gone.png"),
+    "text": (b"some text", "image cannot be read", "text.png: is none of PNG"),
+    "cut": (picture(2)[:-300], "image cannot be read", "cut.png: cannot be decoded"),
+    "icon": (picture(2, 15), "image is smaller than 16 pixels", "icon.png: 15 x 15"),
+    "blank": (to_png(Image.new("L", (40, 30), 9)), "image is blank", "blank.png: 40 x 30"),
+}
+
+
+@pytest.fixture(scope="module")
+def faulty_images() -> ValidationReport:
+    rows = [sample(2 * n, name, id=f"{name}-alone") for n, name in enumerate(FAULTY_IMAGES, 1)]
+    rows += [
+        sample(50 + n, image_ids=["good", name], id=f"{name}-second") for n, name in enumerate(FAULTY_IMAGES)
+    ]
+    return validate(corpus(*rows, **{name: data for name, (data, _, _) in FAULTY_IMAGES.items()}), LENIENT)
+
+
+@pytest.mark.parametrize("name", FAULTY_IMAGES)
+def test_a_faulty_image_quarantines_all_its_samples(faulty_images: ValidationReport, name: str) -> None:
+    _, reason, value = FAULTY_IMAGES[name]
+    rows = [row for row in faulty_images.quarantine.to_pylist() if row["image"] == f"{name}.png"]
+    assert {(row["sample_id"], row["reason"]) for row in rows} == {
+        (f"{name}-alone", reason),
+        (f"{name}-second", reason),
+    }
+    assert all(row["value"].startswith(value) for row in rows)
+
+
+def test_the_samples_beside_faulty_images_are_accepted(faulty_images: ValidationReport) -> None:
+    assert len(faulty_images.quarantined_ids) == 2 * len(FAULTY_IMAGES)
+    assert "s0" not in faulty_images.quarantined_ids
+
+
+def test_an_empty_file_is_unreadable_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    images = [{"id": "e", "name": "empty.jpg", "uri": str(tmp_path / "empty.jpg")}]
+    report = validate(Corpus.of(images, [sample(1, "e")]), ValidationConfig())
+    with pytest.raises(DataError, match=r"image cannot be read; first: .* empty.jpg: the file is empty"):
+        report.require_accepted()
 
 
 def test_a_faulty_image_that_no_sample_uses_is_reported_only() -> None:
@@ -181,27 +215,30 @@ BAD = [sample(n, "bad") for n in range(1, 4)]
         ),
         (
             ValidationConfig(max_quarantined=1, max_leakage=0.5),
-            "1 of 1 test samples (100.0%) lie on pictures of other splits; validation.max_leakage allows 50.0%",
+            "1 of 1 test samples (100.0%) lie on pictures of other splits; "
+            "validation.max_leakage allows 50.0%",
         ),
     ],
 )
 def test_exceeded_thresholds_stop_with_counts_and_examples(config: ValidationConfig, words: str) -> None:
     samples = BAD if config.max_leakage is None else [sample(1, split="test")]
-    with pytest.raises(DataRejected) as caught:
-        validate(corpus(*samples, bad=b"text"), config)
+    report = validate(corpus(*samples, bad=b"text"), config)
+    with pytest.raises(DataError) as caught:
+        report.require_accepted()
     message = str(caught.value)
     assert words in message
     if config.max_leakage is None:
         assert "     3  image cannot be read; first: rows.json row 1: bad.png: is none of PNG" in message
         assert "copy the file again" in message
-    report = caught.value.report
     assert report.facts()["verdict"] == words
     assert "rejected" in report.views()["validation.html"]
 
 
 @pytest.mark.parametrize("config", [ValidationConfig(max_quarantined=0.75), LENIENT])
 def test_thresholds_are_inclusive(config: ValidationConfig) -> None:
-    assert validate(corpus(*BAD, bad=b"text"), config).summary["quarantined"] == 3
+    report = validate(corpus(*BAD, bad=b"text"), config)
+    report.require_accepted()
+    assert report.summary["quarantined"] == 3
 
 
 def test_report_survives_saving(tmp_path: Path) -> None:
@@ -254,15 +291,14 @@ def test_page_shows_counts_pictures_and_the_quarantine() -> None:
 
 
 def test_empty_tables_do_not_break_the_suites() -> None:
-    with pytest.raises(DataRejected, match="0 samples are left"):
-        validate(Corpus.of([], []), ValidationConfig())
+    with pytest.raises(DataError, match="0 samples are left"):
+        validate(Corpus.of([], []), ValidationConfig()).require_accepted()
     report = validate(Corpus.of([], [sample(1, task="ehr", image_ids=[])]), ValidationConfig())
     assert report.summary["accepted"] == 1
 
 
-def test_the_published_vqa_rad(real_data: Callable[[str], Path]) -> None:
-    found = ingest(DataConfig(adapter="vqa_rad", path=str(real_data("vqa_rad"))))
-    report = validate(found, ValidationConfig(max_quarantined=0))
+def test_the_published_vqa_rad(vqa_rad: tuple[Corpus, ValidationReport]) -> None:
+    report = vqa_rad[1]
     counts = {
         reason["reason"]: (reason["severity"], reason["samples"]) for reason in report.summary["reasons"]
     }

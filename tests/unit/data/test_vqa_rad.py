@@ -153,7 +153,9 @@ def parquet(path: Path, **columns: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["struct", "bytes", "feature"])
-def test_hub_columns_in_a_local_folder(tmp_path: Path, kind: str) -> None:
+def test_hub_columns_in_a_local_folder(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *host, **_: calls.append(host) or [])
     files = [jpeg(3), jpeg(3), jpeg(90)]
     images = pa.array(files if kind == "bytes" else [{"bytes": file, "path": "a.jpg"} for file in files])
     columns = {"question": ["q1", "q2", None], "answer": ["Yes", "left", "no"], "extra": [1, 2, 3]}
@@ -178,6 +180,7 @@ def test_hub_columns_in_a_local_folder(tmp_path: Path, kind: str) -> None:
     assert [row["answer_type"] for row in rows] == ["closed", "open", "closed", "closed"]
     assert rows[2]["question"] == ""
     assert rows[1]["source"] == "train row 2"
+    assert calls == []
 
 
 def test_parquet_without_image_bytes_or_columns_or_content(tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_a_hub_id_without_a_hub_asks_for_a_local_folder(monkeypatch: pytest.Monk
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        DataError, match="no folder here, and the Hugging Face hub did not give it.*local folder"
+        DataError, match=r"no folder here, and the Hugging Face hub did not give it.*local folder"
     ):
         read("nobody/no-such-data")
 
@@ -210,7 +213,7 @@ def test_a_hub_id_without_a_hub_asks_for_a_local_folder(monkeypatch: pytest.Monk
 def test_options_and_adapters_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.options of adapter 'vqa_rad': size: .*known: none"):
         ingest(DataConfig(adapter="vqa_rad", path=str(tmp_path), options={"size": 3}))
-    with pytest.raises(ConfigError, match="unknown adapter 'vqa-rad'; known: .*vqa_rad"):
+    with pytest.raises(ConfigError, match=r"unknown adapter 'vqa-rad'; known: .*vqa_rad"):
         ingest(DataConfig(adapter="vqa-rad"))
 
 

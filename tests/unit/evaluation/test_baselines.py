@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radloop.data.corpus import SAMPLES
@@ -59,6 +59,7 @@ def test_an_empty_type_is_no_type() -> None:
 groupings = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sampled_from("ABCDE"), min_size=2)
 
 
+@settings(deadline=None)
 @given(groupings, st.integers(0, 2**31))
 def test_no_image_keeps_its_place(groups: dict[str, str], seed: int) -> None:
     shown = shuffle_images(groups, seed)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radloop.evaluation.metrics import get_metric
@@ -29,6 +29,7 @@ def test_token_f1_counts_shared_words_with_repetition() -> None:
     assert token_f1("", ["left"]) == 0
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.text(min_size=1), min_size=1, max_size=3))
 def test_an_exact_match_is_a_full_token_f1(prediction: str, answers: list[str]) -> None:
     assert 0 <= token_f1(prediction, answers) <= 1

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radloop.judging.judges.offline import OfflineJudge
@@ -70,6 +70,7 @@ def test_anything_else_is_invalid(text: str) -> None:
     assert parse_choice(text) == "invalid"
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_parsing_never_guesses(text: str) -> None:
     letters = "".join(filter(str.isalpha, text)).upper()

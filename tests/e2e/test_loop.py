@@ -1,0 +1,199 @@
+"""How a run repeats, resumes and reacts to change, on corpora that train in seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pyarrow.feather as feather
+import pytest
+
+
+from radloop.data.phantoms import Stream, make_phantom, questions
+from tests.e2e.project import Project
+
+pytestmark = pytest.mark.timeout(600)
+
+STATUS = """
+import json, sys
+from zenml.client import Client
+run = Client().list_pipeline_runs(size=1, sort_by="desc:created").items[0]
+steps = {name: str(step.status) for name, step in run.steps.items()}
+uris = {name: {out: found[0].uri for out, found in step.outputs.items()} for name, step in run.steps.items()}
+print(json.dumps({"steps": steps, "uris": uris, "model": run.model_version.model.name if run.model_version else None}))
+"""
+
+
+def last_run(project: Project) -> dict:
+    return json.loads(project.run("python", "-c", STATUS).stdout.splitlines()[-1])
+
+
+def write_release(folder, count: int = 24) -> list[dict]:
+    """Phantoms in the layout of the original VQA-RAD release."""
+    images = folder / "VQA_RAD Image Folder"
+    images.mkdir(parents=True)
+    rows = []
+    for index in range(count):
+        phantom = make_phantom(Stream.TRAIN, 601, index)
+        (images / f"synpic{index}.png").write_bytes(phantom.png())
+        for question in questions(phantom):
+            rows.append(
+                {
+                    "qid": len(rows),
+                    "phrase_type": "freeform" if index % 3 else "test_freeform",
+                    "image_name": f"synpic{index}.png",
+                    "image_organ": "CHEST",
+                    "question": question.text,
+                    "question_type": "PRES",
+                    "answer": question.answer,
+                    "answer_type": question.answer_type.upper(),
+                }
+            )
+    write_rows(folder, rows)
+    return rows
+
+
+def write_rows(folder, rows: list[dict]) -> None:
+    (folder / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows))
+
+
+def versions(project: Project, name: str) -> list[dict]:
+    return json.loads(project.run("radloop", "models", "--json", "--name", name).stdout)
+
+
+@pytest.fixture(scope="module")
+def release(project: Project) -> tuple[str, list[dict]]:
+    folder = project.root / "release"
+    rows = write_release(folder)
+    config = project.config(
+        "release", model_name="release", data={"adapter": "vqa_rad", "path": str(folder), "options": {}}
+    )
+    project.run("radloop", "run", "-c", config)
+    return config, rows
+
+
+def test_one_changed_answer_changes_the_fingerprint_and_what_depends_on_it(
+    project: Project, release: tuple[str, list[dict]]
+) -> None:
+    config, rows = release
+    before = versions(project, "release")
+    assert set(last_run(project)["steps"].values()) == {"completed"}
+
+    project.run("radloop", "run", "-c", config)
+    assert set(last_run(project)["steps"].values()) == {"cached"}
+
+    changed = [dict(row) for row in rows]
+    changed[3]["answer"] = "no" if changed[3]["answer"].lower() == "yes" else "yes"
+    write_rows(project.root / "release", changed)
+    project.run("radloop", "run", "-c", config)
+    assert set(last_run(project)["steps"].values()) == {"completed"}
+    after = versions(project, "release")
+    assert len(after) == len(before) + 1
+    assert after[0]["fingerprint"] != before[0]["fingerprint"]
+
+    write_rows(project.root / "release", rows)
+    project.run("radloop", "run", "-c", config)
+    assert last_run(project)["steps"]["finetune"] == "cached"
+
+
+def test_a_changed_setting_re_runs_only_what_it_concerns(project: Project, release: tuple[str, list[dict]]) -> None:
+    folder = project.root / "release"
+    config = project.config(
+        "setting",
+        model_name="setting",
+        data={"adapter": "vqa_rad", "path": str(folder), "options": {}},
+        evaluation={"max_new_tokens": 12},
+    )
+    project.run("radloop", "run", "-c", config)
+    steps = last_run(project)["steps"]
+    assert [steps[name] for name in ("ingest", "validate", "preprocess", "finetune")] == ["cached"] * 4
+    assert steps["evaluate"] == "completed"
+
+
+def test_two_runs_give_the_same_fingerprint_and_the_same_predictions(project: Project) -> None:
+    results = []
+    for name in ("first", "second"):
+        path = project.root / project.config(name, model_name=name)
+        path.write_text(path.read_text() + "enable_cache: false\n")
+        project.run("radloop", "run", "-c", path.name)
+        run = last_run(project)
+        assert set(run["steps"].values()) == {"completed"}
+        assert run["model"] == name
+        table = feather.read_table(os.path.join(run["uris"]["evaluate"]["evaluation_report"], "predictions.arrow"))
+        results.append((versions(project, name)[0]["fingerprint"], table))
+    assert results[0][0] == results[1][0]
+    assert results[0][1].num_rows > 300
+    assert results[0][1].equals(results[1][1])
+
+
+def test_a_run_killed_during_finetune_goes_on_from_the_cache(project: Project) -> None:
+    config = project.config("killed", model_name="killed", data={"options": {"train_images": 60, "seed": 502}}, finetune={"epochs": 8})
+    process = subprocess.Popen(
+        project.command("radloop", "run", "-c", config),
+        cwd=project.root,
+        env=project.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if "finetune: step" in line or "finetune:" in line and "loss" in line:
+            break
+    else:
+        raise AssertionError("the run ended before it came to finetune")
+    second = project.run("radloop", "run", "-c", config, check=False)
+    assert second.returncode == 2
+    assert "another run of this project is under way" in second.stderr
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert versions(project, "killed") == []
+
+    project.run("radloop", "run", "-c", config)
+    steps = last_run(project)["steps"]
+    assert [steps[name] for name in ("ingest", "validate", "preprocess")] == ["cached"] * 3
+    assert steps["finetune"] == "completed"
+    assert len(versions(project, "killed")) == 1
+
+
+def test_new_data_makes_a_challenger(project: Project, release: tuple[str, list[dict]]) -> None:
+    config, rows = release
+    project.run("radloop", "promote", "1", "--name", "release")
+    assert "nothing to do" in project.run("radloop", "retrain", "--if-new-data", "-c", config).stdout
+
+    changed = [dict(row) for row in rows]
+    changed[0]["question"] = "Is this a radiograph of the chest?"
+    write_rows(project.root / "release", changed)
+    started = time.monotonic()
+    out = project.run("radloop", "retrain", "--if-new-data", "-c", config).stdout
+    assert out.startswith("retraining: the data are ")
+    assert "champion (release/1)" in out
+    newest = versions(project, "release")[0]
+    assert newest["aliases"] == ["challenger"]
+    assert newest["promoted"] is False
+    assert "champion release/1" in newest["reason"]
+    assert time.monotonic() - started < 300
+
+
+def test_bad_input_is_one_message_and_registers_nothing(project: Project) -> None:
+    good = {"adapter": "vqa_rad", "options": {}}
+    broken = project.root / "broken"
+    write_release(broken, 6)
+    for image in sorted((broken / "VQA_RAD Image Folder").iterdir())[:3]:
+        image.write_bytes(b"not an image")
+    cases = {
+        "key": ({"finetune": {"lerning_rate": 1e-3}}, "unknown key 'lerning_rate'"),
+        "type": ({"finetune": {"epochs": "many"}}, "finetune.epochs"),
+        "folder": ({"data": good | {"path": "nowhere"}}, "nowhere"),
+        "images": ({"data": good | {"path": str(broken)}}, "not an image"),
+        "judge": ({"judge": {"judge": "openai"}}, "OPENAI_BASE_URL"),
+    }
+    for name, (changes, words) in cases.items():
+        config = project.config(f"bad_{name}", model_name=f"bad-{name}", **changes)
+        result = project.run("zenml", "pipeline", "run", "train_pipeline", "-c", config, check=False)
+        assert result.returncode != 0, name
+        assert words in result.stderr, (name, result.stderr)
+        assert "Traceback" not in result.stderr + result.stdout, (name, result.stderr)
+        assert versions(project, f"bad-{name}") == []

@@ -1,0 +1,193 @@
+"""The chat page on a served version, in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import served
+from served import Server
+
+from radloop import registry
+from radloop.answering import Answerer
+from radloop.config import ModelConfig
+from radloop.data.phantoms.phantom import Stream, make_phantom
+
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+QUESTION = "Is the heart enlarged?"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    served.chromium()
+    folder = tmp_path_factory.mktemp("state")
+    with served.state(folder):
+        registry.promote(
+            "radloop",
+            served.register(served.make_adapter(folder / "adapter", ModelConfig()), "radloop").version,
+            "",
+        )
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def phantom(home: Path) -> Path:
+    file = home / "phantom.png"
+    file.write_bytes(make_phantom(Stream.VALIDATION, 3, 0).png())
+    return file
+
+
+@pytest.fixture(scope="module")
+def chat_page(home: Path) -> Iterator[Server]:
+    with served.endpoint(home, "radloop") as endpoint, served.page(home, endpoint.url) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def chromium(home: Path) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=served.chromium(), args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Any, chat_page: Server) -> Iterator[Any]:
+    """A fresh session on the page; fails the test if the page asked for anything from elsewhere."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    tab = context.new_page()
+    tab.set_default_timeout(30_000)
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(chat_page.url)
+    tab.get_by_text("version 1").first.wait_for()
+    yield tab
+    context.close()
+    own = (chat_page.url, "data:", "blob:")
+    assert [url for url in asked if not url.startswith(own)] == []
+
+
+def upload(tab: Any, file: Path) -> None:
+    tab.locator("#image input[type=file]").set_input_files(file)
+    tab.locator("#image img").wait_for()
+
+
+def ask(tab: Any, question: str, number: int = 1) -> str:
+    """Type a question, and return the text of the `number`-th answer on the page."""
+    tab.get_by_placeholder("Ask a question").fill(question)
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    return answer(tab, number)
+
+
+def answer(tab: Any, number: int = 1) -> str:
+    """Wait for the `number`-th answer of the chat, and return its text."""
+    from playwright.sync_api import expect
+
+    message = tab.locator("#chat .bot.message").nth(number - 1)
+    expect(message).to_have_text(re.compile("confidence|refused|does not answer"), timeout=30_000)
+    return str(message.inner_text())
+
+
+def test_upload_ask_and_read_the_answer(tab: Any, phantom: Path, home: Path) -> None:
+    champion = registry.champion("radloop")
+    assert champion is not None
+    expected = Answerer(registry.adapter_folder(champion)).answer(phantom.read_bytes(), QUESTION)
+    upload(tab, phantom)
+    text = ask(tab, QUESTION)
+    assert text.startswith(expected.text)
+    assert f"confidence {expected.confidence:.0%}" in text
+    assert "version 1" in text
+    assert tab.get_by_placeholder("Ask a question").input_value() == ""
+
+
+def test_the_version_its_data_and_the_disclaimer_are_in_sight(tab: Any) -> None:
+    for text in ("radloop version 1", "champion", "data abcd1234", "Research use. Not a medical device."):
+        assert tab.get_by_text(text).first.is_visible(), text
+
+
+def test_a_new_image_starts_a_new_chat(tab: Any, phantom: Path) -> None:
+    upload(tab, phantom)
+    ask(tab, QUESTION)
+    ask(tab, "How many nodules are there?", 2)
+    assert tab.locator("#chat .user.message").count() == 2
+    tab.locator("#examples button").nth(2).click()
+    tab.locator("#chat .message").first.wait_for(state="detached")
+    tab.get_by_role("button", name="Is a pacemaker present?").click()
+    answer(tab)
+    assert tab.locator("#chat .user.message").count() == 1
+
+
+def test_an_awaited_answer_does_not_enter_the_chat_of_the_next_image(tab: Any, phantom: Path) -> None:
+    upload(tab, phantom)
+    tab.get_by_role("button", name="Is a pacemaker present?").click()
+    tab.locator("#chat .user.message").first.wait_for()
+    tab.locator("#examples button").nth(2).click()
+    tab.locator("#chat .message").first.wait_for(state="detached")
+    tab.wait_for_timeout(2000)
+    assert tab.locator("#chat .message").count() == 0
+
+
+def test_hints_in_place_of_a_missing_image_or_question(tab: Any, phantom: Path) -> None:
+    tab.get_by_placeholder("Ask a question").fill(QUESTION)
+    tab.keyboard.press("Enter")
+    tab.get_by_text("Choose or drop an image first").wait_for()
+    assert tab.get_by_placeholder("Ask a question").input_value() == QUESTION  # nothing typed is lost
+    upload(tab, phantom)
+    tab.get_by_placeholder("Ask a question").fill("  ")
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    tab.get_by_text("Type a question about the image").wait_for()
+    assert tab.locator("#chat .message").count() == 0
+
+
+def test_markup_in_a_question_is_shown_as_it_was_typed(tab: Any, phantom: Path) -> None:
+    question = "<img src=x onerror=alert(1)> **b** ![a](http://example.com/a.png) <b>side</b> _x_ 1. $y$?"
+    upload(tab, phantom)
+    ask(tab, question)
+    assert tab.locator("#chat .user.message").first.inner_text().strip() == question
+    assert tab.locator("#chat .message :is(img, b, strong, em, a, ol, script)").count() == 0
+
+
+def test_a_file_that_is_no_image_is_refused_in_words(tab: Any, tmp_path: Path) -> None:
+    broken = tmp_path / "scan.png"
+    broken.write_bytes(b"this is no image")
+    tab.locator("#image input[type=file]").set_input_files(broken)
+    tab.wait_for_timeout(1000)
+    assert "refused: image: is none of" in ask(tab, QUESTION)
+
+
+def test_the_page_says_so_when_the_endpoint_is_down(home: Path, phantom: Path, chromium: Any) -> None:
+    url = f"http://127.0.0.1:{served.free_port()}"
+    with served.page(home, url) as page:
+        tab = chromium.new_page()
+        tab.goto(page.url)
+        tab.get_by_text(f"The endpoint {url} does not answer").first.wait_for()
+        upload(tab, phantom)
+        assert "radloop serve" in ask(tab, QUESTION)
+        tab.close()
+        assert "Traceback" not in page.text()
+
+
+def test_it_fits_a_phone(tab: Any, phantom: Path) -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    upload(tab, phantom)
+    ask(tab, QUESTION)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    for locator in (
+        tab.get_by_role("button", name="Ask", exact=True),
+        tab.get_by_placeholder("Ask a question"),
+    ):
+        box = locator.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390

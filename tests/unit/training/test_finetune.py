@@ -1,0 +1,178 @@
+"""The training loop: it learns, repeats itself exactly, and stops with one message."""
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from radloop.config import FinetuneConfig, ModelConfig
+from radloop.data.prepared import PreparedData
+from radloop.errors import ConfigError, DataError
+from radloop.training import finetune
+from radloop.training.examples import Examples
+from radloop.training.loop import TrainingError, image_batches, rate_factor
+from radloop.training.packing import Row
+from tests.unit.tiny import prepared, save_base
+
+ROOT = Path(__file__).parents[3]
+SHORT = FinetuneConfig(epochs=1, images_per_step=2, rank=2)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    return ModelConfig(base=str(save_base(tmp_path_factory.mktemp("base"))))
+
+
+def changed(data: PreparedData, **columns: list) -> PreparedData:
+    """Return `data` with whole columns of its samples replaced."""
+    samples = data.samples
+    for name, values in columns.items():
+        index = samples.schema.get_field_index(name)
+        samples = samples.set_column(
+            index, samples.schema.field(name), pa.array(values, samples.schema.field(name).type)
+        )
+    return PreparedData(data.images, samples, data.fingerprint)
+
+
+def test_the_loss_falls_on_answers_that_can_be_learnt(base: ModelConfig) -> None:
+    steps: list[dict[str, float]] = []
+    config = FinetuneConfig(epochs=30, images_per_step=4, learning_rate=1e-2)
+    finetune(prepared(4, validation=2), base, config, seed=0, on_step=steps.append)
+    assert [facts["step"] for facts in steps] == list(range(1, 31))
+    assert steps[-1]["loss"] < 0.2 * steps[0]["loss"]
+    for facts in steps:
+        assert facts.keys() == {
+            "step",
+            "loss",
+            "learning_rate",
+            "grad_norm",
+            "samples_per_s",
+            "validation_loss",
+        }
+        assert all(math.isfinite(value) for value in facts.values())
+
+
+def test_sharing_prefixes_changes_nothing_but_the_time(base: ModelConfig) -> None:
+    config = {"epochs": 2, "images_per_step": 3, "rank": 4}
+    shared, plain = (
+        finetune(prepared(6, 2), base, FinetuneConfig(share_prefix=share, **config), seed=0)
+        for share in (True, False)
+    )
+    for ours, theirs in zip(shared.record["history"], plain.record["history"], strict=True):
+        for name in ("loss", "grad_norm", "learning_rate"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+    assert "validation_loss" in shared.record["history"][-1]
+    name = "adapter_model.safetensors"
+    ours, theirs = load_file(shared.folder / name), load_file(plain.folder / name)
+    assert all(torch.allclose(ours[key], theirs[key], rtol=1e-2, atol=1e-4) for key in ours)
+
+
+def test_the_projector_can_be_trained_as_well(base: ModelConfig) -> None:
+    config = FinetuneConfig(epochs=2, rank=2, targets=("projector",), learning_rate=1e-2)
+    adapter = finetune(prepared(3), base, config, seed=0)
+    weights = load_file(adapter.folder / "adapter_model.safetensors")
+    assert len(weights) == 4
+    assert all(weight.abs().max() > 0 for weight in weights.values())
+
+
+def test_fresh_processes_make_the_same_adapter_bit_for_bit(base: ModelConfig) -> None:
+    code = (
+        "import sys\n"
+        "from radloop.config import FinetuneConfig, ModelConfig\n"
+        "from radloop.training import finetune\n"
+        "from tests.unit.tiny import prepared\n"
+        "config = FinetuneConfig(epochs=3, images_per_step=2, dropout=0.1)\n"
+        "print(finetune(prepared(5, 1), ModelConfig(base=sys.argv[1]), config, seed=7).sha256)"
+    )
+    # Two threads as anywhere; passive, because those of both runs wait for each other's cores.
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, base.base],
+            cwd=ROOT,
+            env=os.environ | threads | {"PYTHONHASHSEED": hash_seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for hash_seed in ("1", "2")
+    ]
+    first, second = (run.communicate()[0].split()[-1] for run in runs)
+    assert first == second
+
+
+def test_the_seed_reaches_weights_and_order(base: ModelConfig) -> None:
+    hashes = {finetune(prepared(5), base, SHORT, seed).sha256 for seed in (7, 7, 8)}
+    assert len(hashes) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(
+    base: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = FinetuneConfig(epochs=50, learning_rate=1e30, warmup=0.0, schedule="constant")
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+ of 50 .*learning_rate"):
+        finetune(prepared(2), base, config, seed=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_group_of_layers_names_the_known_ones(base: ModelConfig) -> None:
+    config = FinetuneConfig(targets=("attention", "vision"))
+    with pytest.raises(
+        ConfigError, match=r"finetune.targets: unknown 'vision'; known: attention, mlp, projector"
+    ):
+        finetune(prepared(1), base, config, seed=0)
+    with pytest.raises(ConfigError, match=r"finetune.targets: empty; known"):
+        finetune(prepared(1), base, FinetuneConfig(targets=()), seed=0)
+
+
+def test_a_sample_that_cannot_be_trained_on_is_named(base: ModelConfig) -> None:
+    data = prepared(1)
+    with pytest.raises(DataError, match="the train split has no sample"):
+        finetune(changed(data, split=["validation"]), base, SHORT, seed=0)
+    with pytest.raises(DataError, match="sample sample-0-0 has 2 images"):
+        finetune(changed(data, image_ids=[["image-0", "image-0"]]), base, SHORT, seed=0)
+    with pytest.raises(
+        DataError, match=r"sample sample-0-0 has \d+ tokens with its image, the base model takes 256"
+    ):
+        finetune(changed(data, answers=[["left " * 300]]), base, SHORT, seed=0)
+
+
+@given(
+    num_steps=st.integers(1, 300),
+    warmup=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "linear", "constant"]),
+)
+def test_the_rate_rises_to_one_and_then_falls(num_steps: int, warmup: float, schedule: str) -> None:
+    config = FinetuneConfig(warmup=warmup, schedule=schedule)
+    factors = [rate_factor(step, num_steps, config) for step in range(1, num_steps + 1)]
+    top = max(0, math.ceil(warmup * num_steps) - 1)
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert factors[top] == 1
+
+
+@given(num_images=st.integers(1, 20), images_per_step=st.integers(1, 9), seed=st.integers(0, 2**31 - 1))
+def test_every_epoch_has_every_image_once_in_its_own_order(
+    num_images: int, images_per_step: int, seed: int
+) -> None:
+    examples = Examples({str(n): [Row(str(n), (), (), ())] for n in range(num_images)}, num_images)
+
+    def epochs(count: int) -> list[list[str]]:
+        batches = image_batches(examples, images_per_step, seed)
+        steps = math.ceil(num_images / images_per_step)
+        return [[row.image_id for _ in range(steps) for row in next(batches)] for _ in range(count)]
+
+    first = epochs(4)
+    assert all(sorted(epoch) == sorted(examples.rows_of) for epoch in first)
+    assert first == epochs(4)
+    assert num_images < 10 or len(set(map(tuple, first))) > 1
