@@ -23,12 +23,12 @@ from radloop.data.phantoms.phantom import Stream, make_phantom
 from radloop.errors import RadloopError
 
 DISCLAIMER = "Research use. Not a medical device."
-QUESTIONS = (
-    "Is the heart enlarged?",
+QUESTIONS = (  # as the simulated data word them, and none that presumes a finding
+    "Is there cardiomegaly?",
     "Is there a pleural effusion?",
-    "On which side is the pneumothorax?",
-    "How many nodules are there?",
-    "Is a pacemaker present?",
+    "How many lung nodules are there?",
+    "What device can be seen?",
+    "What abnormality is seen in the left lung?",
 )
 MAX_UPLOAD = "20mb"  # the endpoint's own limit
 _TIMEOUT = httpx.Timeout(60.0, connect=3.0)  # seconds
@@ -50,7 +50,7 @@ def build_app(endpoint: str) -> gr.Blocks:
         badge = gr.HTML(client.badge(), elem_id="badge")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=4, min_width=320):
-                image = _ImageFile(
+                image = gr.Image(
                     label="Image",
                     type="filepath",
                     format="png",
@@ -60,6 +60,9 @@ def build_app(endpoint: str) -> gr.Blocks:
                     elem_id="image",
                     placeholder="Drop a radiograph here\n- or -\nclick to choose a file",
                 )
+                # The endpoint gets the file as it is, and judges whether it is an image. (A subclass would do
+                # too, but Gradio writes a stub file beside the source of each.)
+                image.preprocess = _path  # type: ignore[method-assign]
                 gr.Examples(_example_images(), image, label="Simulated examples", elem_id="examples")
             with gr.Column(scale=6, min_width=320):
                 chat = gr.Chatbot(
@@ -193,14 +196,8 @@ class _Client:
         return f"The endpoint {self.endpoint} does not answer. Start it with `radloop serve`."
 
 
-class _ImageFile(gr.Image):
-    """Hands on the uploaded file as it is: whether it is an image is the endpoint's to judge."""
-
-    is_template = True  # the page draws it as its parent
-
-    def preprocess(self, payload: Any) -> str | None:
-        """Return the path of the upload."""
-        return payload.path if payload else None
+def _path(payload: Any) -> str | None:
+    return payload.path if payload else None
 
 
 def _hint(question: str, image: str | None) -> str:

@@ -36,9 +36,18 @@ def package(version: Version) -> str:
         RegistryError: The build failed, or the store cannot be written.
     """
     store = _store() / "bentos"
-    store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="building-", dir=_store()) as scratch:
-        context = Path(scratch) / "context"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegistryError(
+            f"the Bento store {store} cannot be written ({error.strerror}); check RADLOOP_HOME"
+        ) from None
+    with (
+        # BentoML refuses to read below a hidden folder, and the store may be in one.
+        tempfile.TemporaryDirectory(prefix="radloop-") as sources,
+        tempfile.TemporaryDirectory(prefix="building-", dir=_store()) as scratch,
+    ):
+        context = Path(sources) / "context"
         _fill(context, version)
         label = f"v{version.version}-{_hash(context)[:8]}"
         tag = f"{version.name}:{label}"
@@ -57,16 +66,22 @@ def package(version: Version) -> str:
 
 def is_packaged(tag: str) -> bool:
     """Tell whether the store holds this Bento."""
-    return bool(tag) and (_store() / "bentos" / tag.replace(":", "/")).is_dir()
+    return bool(tag) and _folder(tag).is_dir()
 
 
 def serve_command(tag: str, host: str, port: int) -> list[str]:
     """The command that serves a Bento of the store."""
-    return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
+    # By folder: BentoML would first try to import a tag such as "radloop:v3" as a Python module, and
+    # then serve with the radloop of the environment in place of the one in the Bento.
+    return [sys.executable, "-m", "bentoml", "serve", str(_folder(tag)), "--host", host, "--port", str(port)]
 
 
 def _store() -> Path:
     return Path(os.environ.get("BENTOML_HOME") or workspace.variables(workspace.home())["BENTOML_HOME"])
+
+
+def _folder(tag: str) -> Path:
+    return _store() / "bentos" / tag.replace(":", "/")
 
 
 def _fill(context: Path, version: Version) -> None:

@@ -187,10 +187,10 @@ def run_suite(name: str, frame: pd.DataFrame, checks: tuple[Check, ...]) -> Suit
     Returns:
         Failing rows in the order of `checks`; JSON and page are cut to a few examples per check.
     """
-    import great_expectations as gx  # three seconds of import
-    from great_expectations.data_context.types.base import ProgressBarsConfig
-
     with _quiet():
+        import great_expectations as gx  # three seconds of import
+        from great_expectations.data_context.types.base import ProgressBarsConfig
+
         context = gx.get_context(mode="ephemeral")
         context.enable_analytics(False)
         context.variables.progress_bars = ProgressBarsConfig(globally=False)

@@ -62,6 +62,10 @@ def _grounding(metrics: dict[str, Any]) -> Finding:
         return Finding(
             "uses the image", "Whether it uses the image cannot be told: there is one test image only.", None
         )
+    if metrics["exact_match"] == metrics["exact_match_shuffled"] == 0:
+        return Finding(
+            "uses the image", "Whether it uses the image cannot be told: no answer is right.", None
+        )
     figures = (
         f"{percent(metrics['exact_match_shuffled'])} on the wrong images against "
         f"{percent(metrics['exact_match'])} on the right ones, {points(grounding)}; "

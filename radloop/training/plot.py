@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 _BLUE, _ORANGE, _GREY = "#0b6e8a", "#c8641c", "#5b6b7b"
 
@@ -18,15 +20,11 @@ def plot_history(record: dict[str, Any]) -> bytes:
     losses = np.array([entry["loss"] for entry in history])
     figure = Figure(figsize=(8.0, 5.2), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    above.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=1, label="training, each step")
-    window = max(1, len(steps) // 25)
-    above.plot(
-        steps,
-        _running_mean(losses, window),
-        color=_BLUE,
-        linewidth=2,
-        label=f"training, mean of {window} steps",
-    )
+    window = math.ceil(len(steps) / 25)
+    if window > 1:
+        above.plot(steps, losses, color=_BLUE, alpha=0.3, linewidth=1)
+    label = f"training, mean of {window} steps" if window > 1 else "training, each step"
+    above.plot(steps, _running_mean(losses, window), color=_BLUE, linewidth=2, label=label)
     validated = [entry for entry in history if "validation_loss" in entry]
     if validated:
         above.plot(
@@ -36,13 +34,16 @@ def plot_history(record: dict[str, Any]) -> bytes:
             color=_ORANGE,
             label="validation, end of epoch",
         )
-    above.set_yscale("log")
+    above.set_yscale("log")  # the fall goes on for long after it can be seen on a linear scale
+    above.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    above.yaxis.set_major_formatter("{x:g}")
+    above.yaxis.set_minor_formatter("")
     above.set_ylabel("loss (nats per answer token)")
     above.legend(frameon=False)
     data, parameters = record["data"], record["parameters"]
     above.set_title(
         f"{data['samples']:,} samples on {data['images']:,} images, {parameters['trained']:,} trained "
-        f"parameters ({parameters['share']:.1%}), {record['samples_per_s']:.0f} samples/s",
+        f"parameters ({parameters['share']:.2%}), {record['samples_per_s']:.0f} samples/s",
         fontsize=10,
         color=_GREY,
         loc="left",
@@ -51,6 +52,7 @@ def plot_history(record: dict[str, Any]) -> bytes:
     below.set_ylabel("learning rate")
     below.set_xlabel("optimiser step")
     below.set_ylim(bottom=0)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

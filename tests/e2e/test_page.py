@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
-QUESTION = "Is the heart enlarged?"
+QUESTION = "Is there cardiomegaly?"
 
 
 @pytest.fixture(scope="module")
@@ -120,23 +124,13 @@ def test_the_version_its_data_and_the_disclaimer_are_in_sight(tab: Any) -> None:
 def test_a_new_image_starts_a_new_chat(tab: Any, phantom: Path) -> None:
     upload(tab, phantom)
     ask(tab, QUESTION)
-    ask(tab, "How many nodules are there?", 2)
+    ask(tab, "How many lung nodules are there?", 2)
     assert tab.locator("#chat .user.message").count() == 2
     tab.locator("#examples button").nth(2).click()
     tab.locator("#chat .message").first.wait_for(state="detached")
-    tab.get_by_role("button", name="Is a pacemaker present?").click()
+    tab.get_by_role("button", name="What device can be seen?").click()
     answer(tab)
     assert tab.locator("#chat .user.message").count() == 1
-
-
-def test_an_awaited_answer_does_not_enter_the_chat_of_the_next_image(tab: Any, phantom: Path) -> None:
-    upload(tab, phantom)
-    tab.get_by_role("button", name="Is a pacemaker present?").click()
-    tab.locator("#chat .user.message").first.wait_for()
-    tab.locator("#examples button").nth(2).click()
-    tab.locator("#chat .message").first.wait_for(state="detached")
-    tab.wait_for_timeout(2000)
-    assert tab.locator("#chat .message").count() == 0
 
 
 def test_hints_in_place_of_a_missing_image_or_question(tab: Any, phantom: Path) -> None:
@@ -191,3 +185,44 @@ def test_it_fits_a_phone(tab: Any, phantom: Path) -> None:
         box = locator.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
+
+
+class Slow(BaseHTTPRequestHandler):
+    """An endpoint that takes its time: what a large model does."""
+
+    seconds = 4.0
+
+    def do_GET(self) -> None:
+        self._send({"name": "slow", "version": 1, "fingerprint": "ab", "alias": None, "metrics": {}})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(self.seconds)
+        self._send({"answer": "late", "confidence": 1.0, "model": {"version": 1}, "seconds": self.seconds})
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _send(self, body: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+
+def test_an_awaited_answer_does_not_enter_the_chat_of_the_next_image(
+    home: Path, phantom: Path, chromium: Any
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with served.page(home, f"http://127.0.0.1:{server.server_port}") as page:
+        tab = chromium.new_page()
+        tab.goto(page.url)
+        upload(tab, phantom)
+        tab.get_by_role("button", name="What device can be seen?").click()
+        tab.locator("#chat .user.message").first.wait_for()
+        tab.locator("#examples button").nth(2).click()
+        tab.locator("#chat .user.message").first.wait_for(state="detached")
+        tab.wait_for_timeout(1000 * Slow.seconds + 2000)
+        assert tab.locator("#chat .message").count() == 0
+        tab.close()
+    server.shutdown()

@@ -143,6 +143,15 @@ def test_a_failed_build_is_one_message(home: Path, adapter: Path, monkeypatch: p
         packaging.package(version)
 
 
+def test_a_store_that_cannot_be_written_is_one_message(
+    champion: registry.Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path / "file"))
+    with pytest.raises(RadloopError, match=r"the Bento store .* cannot be written .*RADLOOP_HOME"):
+        packaging.package(champion)
+
+
 def test_model_says_which_version_answers(endpoint: Server, champion: registry.Version) -> None:
     assert httpx.get(f"{endpoint.url}/model").json() == {
         "name": "radloop",
@@ -171,12 +180,12 @@ def test_the_endpoint_answers_like_the_library(
 
 
 def test_a_bento_runs_the_code_that_it_holds(home: Path, champion: registry.Version) -> None:
-    tag = packaging.package(champion)
+    target = packaging.serve_command(packaging.package(champion), "127.0.0.1", 3000)[4]
     loaded = subprocess.run(
         [
             sys.executable,
             "-c",
-            f"import bentoml; bentoml.load({tag!r}); import radloop; print(radloop.__file__)",
+            f"import bentoml; bentoml.load({target!r}); import radloop; print(radloop.__file__)",
         ],
         env=served.environment(home),
         cwd=home,
@@ -184,8 +193,7 @@ def test_a_bento_runs_the_code_that_it_holds(home: Path, champion: registry.Vers
         text=True,
         check=True,
     )
-    source = home / "bentoml" / "bentos" / tag.replace(":", "/") / "src"
-    assert Path(loaded.stdout.strip()) == source / "radloop" / "__init__.py"
+    assert Path(loaded.stdout.strip()) == Path(target) / "src" / "radloop" / "__init__.py"
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/metrics"])

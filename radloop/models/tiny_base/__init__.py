@@ -42,6 +42,8 @@ def verified(folder: Path) -> Path:
             f"tiny base: {folder / RECORD} cannot be read ({error.strerror}); {_REMEDY}"
         ) from None
     expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines if "  " in line)}
+    if not expected:
+        raise ModelError(f"tiny base: {folder / RECORD} lists no file; {_REMEDY}")
     found = hashes(folder)
     faults = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     faults += [f"{name} is not part of it" for name in sorted(found.keys() - expected.keys())]
@@ -50,8 +52,8 @@ def verified(folder: Path) -> Path:
         for name in sorted(expected)
         if found.get(name, expected[name]) != expected[name]
     ]
-    if faults or not expected:
-        raise ModelError(f"tiny base in {folder}: {'; '.join(faults) or f'{RECORD} is empty'}; {_REMEDY}")
+    if faults:
+        raise ModelError(f"tiny base in {folder}: {'; '.join(faults)}; {_REMEDY}")
     return folder
 
 

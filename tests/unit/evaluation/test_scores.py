@@ -101,6 +101,10 @@ class TestWhatWasLearnt:
         image = report(prepared(num_test=1), base=habit, tuned=half).metrics["learnt"][2]
         assert image.startswith("Whether it uses the image cannot be told")
 
+    def test_nothing_right(self) -> None:
+        image = report(prepared(), base=habit, tuned=lambda *_: "?!").metrics["learnt"][2]
+        assert image.endswith("cannot be told: no answer is right.")
+
     def test_a_score_of_one_finding_only(self) -> None:
         def lucky(question: str, grey: int) -> str:
             return "yes" if question == HEART else "none"

@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import ConfigError, DataError
-from radloop.training import finetune
+from radloop.models.loading import Loaded
+from radloop.training import finetune, loop
 from radloop.training.examples import Examples
-from radloop.training.loop import TrainingError, image_batches, rate_factor
+from radloop.training.features import ImageFeatures
+from radloop.training.loop import TrainingError, image_batches, rate_factor, token_losses
 from radloop.training.packing import Row
 from tests.unit.tiny import prepared, save_base
 
@@ -61,6 +64,25 @@ def test_the_loss_falls_on_answers_that_can_be_learnt(base: ModelConfig) -> None
         assert all(math.isfinite(value) for value in facts.values())
 
 
+def test_the_loss_is_the_stock_models_mean_over_the_answer_tokens(base: ModelConfig) -> None:
+    data = prepared(3)
+    config = FinetuneConfig(epochs=1, images_per_step=3)  # one step, from which LoRA starts at zero
+    loss = finetune(data, base, config, seed=0).record["history"][0]["loss"]
+    loaded = models.load(base)
+    total, num_tokens = 0.0, 0
+    for row in data.samples.to_pylist():
+        pair = loaded.prompts.pairs([row["prompt"]], [row["answers"][0]])[0]
+        ids = torch.tensor([pair.head + pair.tail])
+        labels = torch.full_like(ids, -100)
+        labels[:, -pair.num_answer :] = ids[:, -pair.num_answer :]
+        picture = data.image(row["image_ids"][0])
+        pixels = loaded.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            stock = loaded.model(input_ids=ids, pixel_values=pixels, labels=labels).loss
+        total, num_tokens = total + stock.item() * pair.num_answer, num_tokens + pair.num_answer
+    assert loss == pytest.approx(total / num_tokens, rel=1e-5)
+
+
 def test_sharing_prefixes_changes_nothing_but_the_time(base: ModelConfig) -> None:
     config = {"epochs": 2, "images_per_step": 3, "rank": 4}
     shared, plain = (
@@ -74,6 +96,24 @@ def test_sharing_prefixes_changes_nothing_but_the_time(base: ModelConfig) -> Non
     name = "adapter_model.safetensors"
     ours, theirs = load_file(shared.folder / name), load_file(plain.folder / name)
     assert all(torch.allclose(ours[key], theirs[key], rtol=1e-2, atol=1e-4) for key in ours)
+
+
+def test_dropout_acts_in_training_and_not_in_validation(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def spy(loaded: Loaded, features: ImageFeatures, rows: list[Row]) -> torch.Tensor:
+        modes.append(loaded.base_model.training)
+        return token_losses(loaded, features, rows)
+
+    monkeypatch.setattr(loop, "token_losses", spy)
+    config = FinetuneConfig(epochs=2, images_per_step=2, rank=2, dropout=0.5)
+    adapter = finetune(prepared(4, validation=1), base, config, seed=0)
+    assert modes == [True, True, False] * 2
+    without = finetune(prepared(4), base, config.model_copy(update={"dropout": 0.0}), seed=0)
+    name = "adapter_model.safetensors"
+    assert (adapter.folder / name).read_bytes() != (without.folder / name).read_bytes()
 
 
 def test_the_projector_can_be_trained_as_well(base: ModelConfig) -> None:
