@@ -83,11 +83,9 @@ def _one_at_a_time() -> Iterator[None]:
         yield
 
 
-
-
 @contextmanager
 def _quiet_logs() -> Iterator[None]:
-    """Keep ZenML from logging a traceback for an error that is explained at the end anyway, and other noise."""
+    """Keep out of the log what helps nobody, first the traceback of an error that is explained anyway."""
 
     def explained(record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], RadloopError):

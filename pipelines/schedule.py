@@ -45,8 +45,8 @@ def register_schedule(path: Path) -> str:
 def _refusal(cron: str) -> str:
     orchestrator = _orchestrator()
     return (
-        f"the orchestrator {orchestrator.name!r} ({orchestrator.flavor}) takes no schedules. Use a stack whose "
-        f"orchestrator does (kubeflow), or the system's cron: {cron} cd {Path.cwd()} && "
+        f"the orchestrator {orchestrator.name!r} ({orchestrator.flavor}) takes no schedules. Use a stack "
+        f"whose orchestrator does (kubeflow), or the system's cron: {cron} cd {Path.cwd()} && "
         ".venv/bin/radloop retrain --if-new-data"
     )
 

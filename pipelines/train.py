@@ -8,8 +8,8 @@ from zenml.enums import ExecutionMode
 
 from pipelines._checked import CheckedPipeline
 from radloop import incumbency, preflight
-from radloop.config import RunConfig
 from radloop.answering import AnswerConfig
+from radloop.config import RunConfig
 from radloop.data.ingest import ingest as read_corpus
 from steps.evaluate import evaluate
 from steps.finetune import finetune

@@ -91,7 +91,9 @@ def rollback(name: ModelName = DEFAULT_NAME) -> None:
 @app.command()
 def serve(
     name: ModelName = DEFAULT_NAME,
-    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 opens it to the network")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; 0.0.0.0 opens it to the network")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 3000,
 ) -> None:
     """Serve the champion: POST /answer, GET /model, health at /readyz. Stops with Ctrl+C."""
@@ -128,7 +130,9 @@ def retrain(
         if now == champion.fingerprint:
             typer.echo(f"nothing to do: the data are those of champion version {champion.version} ({now})")
             return
-        typer.echo(f"retraining: the data are {now}, champion version {champion.version} saw {champion.fingerprint}")
+        typer.echo(
+            f"retraining: the data are {now}, champion version {champion.version} saw {champion.fingerprint}"
+        )
     else:
         typer.echo("retraining: " + ("asked to" if champion else "there is no champion yet"))
     run(config)

@@ -255,9 +255,9 @@ def _registry_faults(values: dict[str, Any]) -> list[str]:
             except ValidationError as error:
                 faults += [_describe(item, schema, "data.options") for item in error.errors()]
     model = values.get("model")
-    if isinstance(model, dict) and isinstance(name := model.get("family"), str):
-        if name not in models.REGISTRY:
-            faults.append(_unknown("model.family", name, list(models.REGISTRY)))
+    family = model.get("family") if isinstance(model, dict) else None
+    if isinstance(family, str) and family not in models.REGISTRY:
+        faults.append(_unknown("model.family", family, list(models.REGISTRY)))
     return faults
 
 

@@ -30,6 +30,10 @@ class ModelError(RadloopError):
     """A base model or adapter cannot be loaded or is not what its hash says."""
 
 
+class TrainingError(RadloopError):
+    """The optimisation failed; nothing has been written."""
+
+
 class RegistryError(RadloopError):
     """The model registry lacks what was asked of it, or cannot be reached."""
 

@@ -41,7 +41,9 @@ class Release:
             ["Bento", self.bento or "none"],
         ]
         title = f"{self.model_name} version {self.version}"
-        return {"release.html": html.page(title, html.section("Registered", html.table(["what", "value"], rows)))}
+        return {
+            "release.html": html.page(title, html.section("Registered", html.table(["what", "value"], rows)))
+        }
 
     def facts(self) -> dict[str, str | int | float]:
         return asdict(self)

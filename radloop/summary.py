@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
 DEFAULT_NAME = RunConfig.model_fields["model_name"].default
-STEPS = ("ingest", "validate", "preprocess", "finetune", "evaluate", "judge", "register", "promote", "package")
+STEPS = (
+    "ingest",
+    "validate",
+    "preprocess",
+    "finetune",
+    "evaluate",
+    "judge",
+    "register",
+    "promote",
+    "package",
+)
 
 
 def show_run(run: PipelineRunResponse) -> None:
@@ -41,7 +51,10 @@ def _scores(version: Version) -> list[tuple[str, str]]:
     scores, tags = version.metrics, version.tags
     rows = [
         ("data", f"{tags['dataset']}, fingerprint {version.fingerprint}"),
-        ("test set", f"{scores['n']:,.0f} questions on {scores['num_groups']:,.0f} images or patients never trained on"),
+        (
+            "test set",
+            f"{scores['n']:,.0f} questions on {scores['num_groups']:,.0f} images never trained on",
+        ),
     ]
     labels = {
         "_base": f"base ({tags['base']})",
@@ -61,12 +74,15 @@ def _scores(version: Version) -> list[tuple[str, str]]:
 
 def _verdict(version: Version, decision: PromotionDecision) -> list[tuple[str, str]]:
     rows = [
-        (f"gate {'passed' if gate.passed else 'FAILED'}", f"{gate.name}: {gate.explanation}") for gate in decision.gates
+        (f"gate: {gate.name}", f"{'passed' if gate.passed else 'FAILED'}: {gate.explanation}")
+        for gate in decision.gates
     ]
     return [
         *rows,
-        ("registered", f"{version.name} version {version.version}"),
-        ("alias", ", ".join(version.aliases) or "none"),
+        (
+            "registered",
+            f"{version.name} version {version.version}, alias {', '.join(version.aliases) or 'none'}",
+        ),
         ("Bento", version.tags.get("bento") or "none: only promoted versions are packaged"),
     ]
 
@@ -106,7 +122,19 @@ def _percent(value: float | None) -> str:
 def list_versions(versions: list[Version]) -> None:
     """Print one line a version."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("model", "version", "aliases", "tuned", "base", "blind", "shuffled", "n", "data", "Bento", "verdict"):
+    for heading in (
+        "model",
+        "version",
+        "aliases",
+        "tuned",
+        "base",
+        "blind",
+        "shuffled",
+        "n",
+        "data",
+        "Bento",
+        "verdict",
+    ):
         table.add_column(heading)
     for version in versions:
         scores = version.metrics

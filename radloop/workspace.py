@@ -52,7 +52,9 @@ def install(folder: Path, packages: Path) -> Path:
     # A process that is given another RADLOOP_HOME gets all the rest below that one.
     for name, value in variables(folder).items():
         before, found, after = value.partition(str(folder))
-        target = f"{before!r} + os.path.abspath(os.environ['RADLOOP_HOME']) + {after!r}" if found else repr(value)
+        target = (
+            f"{before!r} + os.path.abspath(os.environ['RADLOOP_HOME']) + {after!r}" if found else repr(value)
+        )
         statements.append(f"os.environ[{name!r}] = {target}")
     statements += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in DEFAULTS.items()]
     file = packages / "radloop_workspace.pth"

@@ -22,13 +22,20 @@ from steps._tracking import log_facts
     output_materializers=EvaluationReportMaterializer,
 )
 def evaluate(
-    data: PreparedData, adapter: Adapter, model: ModelConfig, config: EvaluationConfig, seed: int, incumbent: str
+    data: PreparedData,
+    adapter: Adapter,
+    model: ModelConfig,
+    config: EvaluationConfig,
+    seed: int,
+    incumbent: str,
 ) -> Annotated[EvaluationReport, "evaluation_report"]:
     """Score the adapter against the base and, if there is one, the `incumbent` ("name/version")."""
     adapters = {"base": None, "tuned": adapter.folder}
     if incumbent:
         adapters["champion"] = registry.adapter_folder(incumbency.version_of(incumbent))
     report = score(data, model, adapters, config, seed)
-    mlflow.log_metrics({key: value for key, value in report.facts().items() if isinstance(value, (int, float))})
+    mlflow.log_metrics(
+        {key: value for key, value in report.facts().items() if isinstance(value, (int, float))}
+    )
     log_facts(report)
     return report

@@ -11,7 +11,7 @@ from radloop.data.prepared import PreparedData
 from radloop.training import finetune as train_adapter
 from radloop.training.adapter import Adapter
 from steps._caching import reuse_while_same, training_code
-from steps._tracking import log_facts, StepMetrics
+from steps._tracking import StepMetrics, log_facts
 
 
 @step(

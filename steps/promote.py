@@ -21,7 +21,11 @@ from steps._tracking import log_facts
     output_materializers=PromotionDecisionMaterializer,
 )
 def promote(
-    release: Release, evaluation: EvaluationReport, judged: JudgeReport, config: PromotionConfig, incumbent: str
+    release: Release,
+    evaluation: EvaluationReport,
+    judged: JudgeReport,
+    config: PromotionConfig,
+    incumbent: str,
 ) -> Annotated[PromotionDecision, "promotion_decision"]:
     """Move the alias, or say on the version why not."""
     decision = decide(evaluation, judged, config, f"champion {incumbent}" if incumbent else "base")

@@ -36,12 +36,14 @@ def register(
         model_name,
         adapter.folder,
         answering,
-        tags=provenance | run_names() | {"git_commit": source.git_commit(), "judge": str(judged.facts()["judge"])},
+        tags=provenance
+        | run_names()
+        | {"git_commit": source.git_commit(), "judge": str(judged.facts()["judge"])},
         metrics=evaluation.scores(),
         run_id=run.info.run_id if run else None,
     )
     release = Release(model_name, version.version, provenance["fingerprint"])
     log_facts(release)
     on_model: dict[str, MetadataType] = {"registered_version": release.version}
-    log_metadata(on_model, infer_model=True)
+    log_metadata(metadata=on_model, infer_model=True)
     return release

@@ -21,6 +21,14 @@ from radloop import registry, workspace
 from radloop.answering import AnswerConfig
 from radloop.config import EvaluationConfig, FinetuneConfig, ModelConfig, PreprocessConfig
 
+CHROMIUM = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 METRICS = {"exact_match": 0.94, "exact_match_base": 0.26, "n": 300}
 
 

@@ -87,13 +87,22 @@ class Corpus:
         table = html.table(
             ["sample", "question", "answer", "question type", "published split", "source"],
             [
-                [row["id"], row["question"], "; ".join(row["answers"]), row["question_type"], row["split"], row["source"]]
+                [
+                    row["id"],
+                    row["question"],
+                    "; ".join(row["answers"]),
+                    row["question_type"],
+                    row["split"],
+                    row["source"],
+                ]
                 for row in rows
             ],
         )
         counts = html.table(["what", "value"], [[name, value] for name, value in self.facts().items()])
         title = f"The first {len(rows)} of {self.samples.num_rows:,} samples"
-        return {"corpus.html": html.page("Corpus", html.section("Counts", counts), html.section(title, table))}
+        return {
+            "corpus.html": html.page("Corpus", html.section("Counts", counts), html.section(title, table))
+        }
 
     def facts(self) -> dict[str, str | int | float]:
         return {

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import DataError, RadloopError
+from radloop.errors import DataError, TrainingError
 from radloop.models.loading import Loaded
 from radloop.training.adapter import Adapter, with_lora
 from radloop.training.examples import Examples, read_examples
@@ -25,10 +25,6 @@ from radloop.training.features import ImageFeatures
 from radloop.training.packing import Batch, Row
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(RadloopError):
-    """The optimisation failed; nothing has been written."""
 
 
 def finetune(

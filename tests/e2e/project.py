@@ -28,13 +28,17 @@ class Project:
 
     @property
     def env(self) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("ZENML", "MLFLOW", "BENTOML", "OPENAI"))}
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith(("ZENML", "MLFLOW", "BENTOML", "OPENAI"))
+        }
         return clean | workspace.variables(self.home) | {"PYTHONPATH": str(self.root), "COLUMNS": "200"}
 
     def command(self, name: str, *arguments: str) -> list[str]:
         return [str(Path(sys.executable).parent / name), *arguments]
 
-    def run(self, name: str, *arguments: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, name: str, *arguments: str, check: bool = True, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             self.command(name, *arguments),
             cwd=self.root,
@@ -44,14 +48,19 @@ class Project:
             timeout=580,
         )
         if check:
-            assert result.returncode == 0, f"{name} {arguments}\n{result.stdout[-4000:]}\n{result.stderr[-8000:]}"
+            assert result.returncode == 0, (
+                f"{name} {arguments}\n{result.stdout[-4000:]}\n{result.stderr[-8000:]}"
+            )
         return result
 
     def config(self, name: str, **changes: Any) -> str:
         """Write a small run config, with `section={...}` merged into the sections."""
         values: dict[str, Any] = {
             "model_name": "small",
-            "data": {"adapter": "phantoms", "options": {"train_images": 24, "validation_images": 4, "test_images": 12, "seed": 501}},
+            "data": {
+                "adapter": "phantoms",
+                "options": {"train_images": 24, "validation_images": 4, "test_images": 12, "seed": 501},
+            },
             "preprocess": {"split": "official"},
             "finetune": {"epochs": 1},
         }

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-
+import served
 
 from radloop.data.phantoms import Stream, make_phantom, questions
 from tests.e2e.project import Project, make_project
@@ -58,7 +57,9 @@ def test_nothing_of_the_run_lies_outside_the_state_folder(demo: tuple[Project, s
 def test_no_pickle_in_the_stores(demo: tuple[Project, str]) -> None:
     files = [path for path in demo[0].home.rglob("*") if path.is_file()]
     assert any(path.suffix == ".safetensors" for path in files)
-    assert not [path for path in files if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}]
+    assert not [
+        path for path in files if path.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}
+    ]
 
 
 def test_a_second_run_takes_everything_from_the_cache_and_prints_the_table(demo: tuple[Project, str]) -> None:
@@ -85,19 +86,15 @@ def test_the_pyfunc_answers_in_a_fresh_process(demo: tuple[Project, str], tmp_pa
     )
     out = demo[0].run("python", "-c", code, str(tmp_path / "x.png"), *[q.text for q in asked]).stdout
     answers = json.loads(out.strip().splitlines()[-1])
-    right = sum(answer.lower() == question.answer.lower() for answer, question in zip(answers, asked, strict=True))
+    right = sum(
+        answer.lower() == question.answer.lower() for answer, question in zip(answers, asked, strict=True)
+    )
     assert right >= len(asked) - 2, (answers, asked)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def endpoint(demo: tuple[Project, str]) -> Iterator[str]:
-    port = free_port()
+    port = served.free_port()
     process = subprocess.Popen(
         demo[0].command("radloop", "serve", "--port", str(port)),
         cwd=demo[0].root,
@@ -155,10 +152,10 @@ def test_retrain_sees_that_there_is_no_new_data(demo: tuple[Project, str]) -> No
 
 
 def test_the_page_in_a_browser(demo: tuple[Project, str], endpoint: str, tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    from browser import chromium
+    from playwright.sync_api import expect, sync_playwright
 
-    port = free_port()
+    executable = served.chromium()
+    port = served.free_port()
     process = subprocess.Popen(
         demo[0].command("radloop", "app", "--endpoint", endpoint, "--port", str(port)),
         cwd=demo[0].root,
@@ -172,14 +169,18 @@ def test_the_page_in_a_browser(demo: tuple[Project, str], endpoint: str, tmp_pat
     question = questions(phantom)[0]
     try:
         wait_for(f"http://127.0.0.1:{port}", process)
-        with chromium() as browser:
-            page = browser.new_page()
+        with sync_playwright() as playwright:
+            page = playwright.chromium.launch(
+                executable_path=executable, args=list(served.CHROMIUM)
+            ).new_page()
             page.goto(f"http://127.0.0.1:{port}")
             page.locator("input[type=file]").first.set_input_files(tmp_path / "x.png")
             page.get_by_role("textbox").first.fill(question.text)
             page.get_by_role("textbox").first.press("Enter")
-            playwright.expect(page.get_by_text("version 1").first).to_be_visible(timeout=30_000)
-            playwright.expect(page.locator(".bot").last).to_contain_text(question.answer, ignore_case=True, timeout=30_000)
+            expect(page.get_by_text("version 1").first).to_be_visible(timeout=30_000)
+            expect(page.locator(".bot").last).to_contain_text(
+                question.answer, ignore_case=True, timeout=30_000
+            )
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)

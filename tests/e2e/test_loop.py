@@ -9,7 +9,6 @@ import time
 import pyarrow.feather as feather
 import pytest
 
-
 from radloop.data.phantoms import Stream, make_phantom, questions
 from tests.e2e.project import Project
 
@@ -21,7 +20,8 @@ from zenml.client import Client
 run = Client().list_pipeline_runs(size=1, sort_by="desc:created").items[0]
 steps = {name: str(step.status) for name, step in run.steps.items()}
 uris = {name: {out: found[0].uri for out, found in step.outputs.items()} for name, step in run.steps.items()}
-print(json.dumps({"steps": steps, "uris": uris, "model": run.model_version.model.name if run.model_version else None}))
+model = run.model_version.model.name if run.model_version else None
+print(json.dumps({"steps": steps, "uris": uris, "model": model}))
 """
 
 
@@ -97,7 +97,9 @@ def test_one_changed_answer_changes_the_fingerprint_and_what_depends_on_it(
     assert last_run(project)["steps"]["finetune"] == "cached"
 
 
-def test_a_changed_setting_re_runs_only_what_it_concerns(project: Project, release: tuple[str, list[dict]]) -> None:
+def test_a_changed_setting_re_runs_only_what_it_concerns(
+    project: Project, release: tuple[str, list[dict]]
+) -> None:
     folder = project.root / "release"
     config = project.config(
         "setting",
@@ -120,7 +122,9 @@ def test_two_runs_give_the_same_fingerprint_and_the_same_predictions(project: Pr
         run = last_run(project)
         assert set(run["steps"].values()) == {"completed"}
         assert run["model"] == name
-        table = feather.read_table(os.path.join(run["uris"]["evaluate"]["evaluation_report"], "predictions.arrow"))
+        table = feather.read_table(
+            os.path.join(run["uris"]["evaluate"]["evaluation_report"], "predictions.arrow")
+        )
         results.append((versions(project, name)[0]["fingerprint"], table))
     assert results[0][0] == results[1][0]
     assert results[0][1].num_rows > 300
@@ -128,7 +132,12 @@ def test_two_runs_give_the_same_fingerprint_and_the_same_predictions(project: Pr
 
 
 def test_a_run_killed_during_finetune_goes_on_from_the_cache(project: Project) -> None:
-    config = project.config("killed", model_name="killed", data={"options": {"train_images": 60, "seed": 502}}, finetune={"epochs": 8})
+    config = project.config(
+        "killed",
+        model_name="killed",
+        data={"options": {"train_images": 60, "seed": 502}},
+        finetune={"epochs": 8},
+    )
     process = subprocess.Popen(
         project.command("radloop", "run", "-c", config),
         cwd=project.root,
@@ -140,7 +149,7 @@ def test_a_run_killed_during_finetune_goes_on_from_the_cache(project: Project) -
     )
     assert process.stdout
     for line in process.stdout:
-        if "finetune: step" in line or "finetune:" in line and "loss" in line:
+        if "finetune: step" in line or ("finetune:" in line and "loss" in line):
             break
     else:
         raise AssertionError("the run ended before it came to finetune")

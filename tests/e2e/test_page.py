@@ -20,14 +20,6 @@ from radloop.answering import Answerer
 from radloop.config import ModelConfig
 from radloop.data.phantoms.phantom import Stream, make_phantom
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 QUESTION = "Is there cardiomegaly?"
 
 
@@ -62,7 +54,7 @@ def chromium(home: Path) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=served.chromium(), args=list(ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=served.chromium(), args=list(served.CHROMIUM))
         yield browser
         browser.close()
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -8,13 +9,14 @@ from radloop import workspace
 
 def environment(packages: Path, **given: str) -> dict[str, str]:
     """What a fresh Python process sees that reads the `.pth` files of `packages`."""
-    code = f"import site; site.addsitedir({str(packages)!r}); import os, json; print(json.dumps(dict(os.environ)))"
+    code = f"import json, os, site; site.addsitedir({str(packages)!r}); print(json.dumps(dict(os.environ)))"
     result = subprocess.run(
-        [sys.executable, "-S", "-c", code], env={"PATH": os.environ["PATH"]} | given, capture_output=True, check=True
+        [sys.executable, "-S", "-c", code],
+        env={"PATH": os.environ["PATH"]} | given,
+        capture_output=True,
+        check=True,
     )
     assert not result.stderr
-    import json
-
     return dict(json.loads(result.stdout))
 
 

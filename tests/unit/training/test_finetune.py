@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import ConfigError, DataError
+from radloop.errors import ConfigError, DataError, TrainingError
 from radloop.models.loading import Loaded
 from radloop.training import finetune, loop
 from radloop.training.examples import Examples
 from radloop.training.features import ImageFeatures
-from radloop.training.loop import TrainingError, image_batches, rate_factor, token_losses
+from radloop.training.loop import image_batches, rate_factor, token_losses
 from radloop.training.packing import Row
 from tests.unit.tiny import prepared, save_base
 
