@@ -6,13 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := serve,dev
 
-.PHONY: demo test setup lint tiny-base pictures clean
+.PHONY: demo test setup lint tiny-base clean
 
 demo: setup
 	@$(BIN)/radloop run
 
 test: setup $(VENV)/.browser
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest
 
 setup: .radloop/.ready
 

@@ -10,10 +10,18 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from radloop import workspace
 from radloop.errors import ConfigError
@@ -82,6 +90,9 @@ class PreprocessConfig(Section):
     )
     validation: Fraction = Field(0.1, description="share of groups, with split: by_group")
     test: Fraction = Field(0.2, description="share of groups, with split: by_group")
+    lowercase_answers: bool = Field(
+        False, description="for data sets that write 'Yes' and 'yes' at random; scores ignore case anyway"
+    )
     prompt: str = Field("{question}", description="the user's turn; {question} is replaced")
 
     @field_validator("prompt")
@@ -90,6 +101,15 @@ class PreprocessConfig(Section):
         if "{question}" not in prompt:
             raise ValueError(f"got {prompt!r}, which lacks the placeholder {{question}}")
         return prompt
+
+    @model_validator(mode="after")
+    def _leaves_training_data(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"got validation {self.validation} and test {self.test}, which leave nothing for train; "
+                "their sum must be below 1"
+            )
+        return self
 
 
 class ModelConfig(Section):

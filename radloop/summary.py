@@ -120,22 +120,11 @@ def _percent(value: float | None) -> str:
 
 
 def list_versions(versions: list[Version]) -> None:
-    """Print one line a version."""
+    """Print one line a version, and below the table why each was promoted or not."""
+    console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in (
-        "model",
-        "version",
-        "aliases",
-        "tuned",
-        "base",
-        "blind",
-        "shuffled",
-        "n",
-        "data",
-        "Bento",
-        "verdict",
-    ):
-        table.add_column(heading)
+    for heading in ("model", "version", "alias", "tuned", "base", "blind", "shuffled", "n"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("model", "alias") else "right")
     for version in versions:
         scores = version.metrics
         table.add_row(
@@ -143,9 +132,14 @@ def list_versions(versions: list[Version]) -> None:
             str(version.version),
             ", ".join(version.aliases),
             *(_percent(scores.get(f"exact_match{which}")) for which in ("", "_base", "_blind", "_shuffled")),
-            f"{scores.get('n', 0):.0f}",
-            version.fingerprint,
-            version.tags.get("bento", ""),
-            version.tags.get("reason", ""),
+            f"{scores.get('n', 0):,.0f}",
         )
-    Console(highlight=False).print(table)
+    console.print("Exact match on the test split:\n")
+    console.print(table)
+    for version in versions:
+        bento = version.tags.get("bento") or "none"
+        console.print(
+            f"\n{version.name} {version.version}: data {version.fingerprint}, Bento {bento}\n"
+            f"  {version.tags.get('reason', 'not decided yet')}",
+            soft_wrap=True,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -149,3 +151,24 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float)
             pass
         time.sleep(0.2)
     raise AssertionError(f"no answer from {url} in {timeout:.0f} s:\n{log.read_text()[-4000:]}")
+
+
+def upload(tab: Any, file: Path) -> None:
+    tab.locator("#image input[type=file]").set_input_files(file)
+    tab.locator("#image img").wait_for()
+
+
+def ask(tab: Any, question: str, number: int = 1) -> str:
+    """Type a question, and return the text of the `number`-th answer on the page."""
+    tab.get_by_placeholder("Ask a question").fill(question)
+    tab.get_by_role("button", name="Ask", exact=True).click()
+    return answer(tab, number)
+
+
+def answer(tab: Any, number: int = 1) -> str:
+    """Wait for the `number`-th answer of the chat, and return its text."""
+    from playwright.sync_api import expect
+
+    message = tab.locator("#chat .bot.message").nth(number - 1)
+    expect(message).to_have_text(re.compile("confidence|refused|does not answer"), timeout=30_000)
+    return str(message.inner_text())

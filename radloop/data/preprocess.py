@@ -14,7 +14,7 @@ from radloop.data.imaging import map_images, pixel_hash, resize, to_png, to_rgb
 from radloop.data.prepared import PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData
 from radloop.data.quality_report import ValidationReport
 from radloop.data.splits import SPLITS, assign, merge
-from radloop.errors import ConfigError, DataError
+from radloop.errors import DataError
 
 
 def preprocess(corpus: Corpus, report: ValidationReport, config: PreprocessConfig, seed: int) -> PreparedData:
@@ -27,20 +27,16 @@ def preprocess(corpus: Corpus, report: ValidationReport, config: PreprocessConfi
         seed: Of the split.
 
     Raises:
-        ConfigError: The shares of validation and test leave nothing for train.
         DataError: Train or test would be empty.
     """
-    if config.validation + config.test >= 1:
-        raise ConfigError(
-            f"preprocess: validation {config.validation} and test {config.test} leave nothing for train; "
-            "their sum must be below 1"
-        )
     quarantined = report.quarantined_ids
     samples = [sample for sample in corpus.samples.to_pylist() if sample["id"] not in quarantined]
     images, pictures = _prepared_images(corpus, samples, config.image_size)
     groups = merge((sample["group"], {pictures[i] for i in sample["image_ids"]}) for sample in samples)
     for sample in samples:
         sample["group"] = groups[sample["group"]]
+        if config.lowercase_answers:
+            sample["answers"] = [answer.lower() for answer in sample["answers"]]
         sample["prompt"] = config.prompt.replace("{question}", sample["question"])
     _split(samples, config, seed)
     _refuse_empty(samples, config, report)

@@ -72,6 +72,7 @@ def adapter_folder(version: Version) -> Path:
 def describe(version: Version) -> dict[str, Any]:
     """Return the facts on a version that `radloop models --json` prints."""
     return {
+        "name": version.name,
         "version": version.version,
         "aliases": list(version.aliases),
         "metrics": {name: version.metrics.get(name) for name in METRICS},

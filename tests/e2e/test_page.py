@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -75,33 +74,12 @@ def tab(chromium: Any, chat_page: Server) -> Iterator[Any]:
     assert [url for url in asked if not url.startswith(own)] == []
 
 
-def upload(tab: Any, file: Path) -> None:
-    tab.locator("#image input[type=file]").set_input_files(file)
-    tab.locator("#image img").wait_for()
-
-
-def ask(tab: Any, question: str, number: int = 1) -> str:
-    """Type a question, and return the text of the `number`-th answer on the page."""
-    tab.get_by_placeholder("Ask a question").fill(question)
-    tab.get_by_role("button", name="Ask", exact=True).click()
-    return answer(tab, number)
-
-
-def answer(tab: Any, number: int = 1) -> str:
-    """Wait for the `number`-th answer of the chat, and return its text."""
-    from playwright.sync_api import expect
-
-    message = tab.locator("#chat .bot.message").nth(number - 1)
-    expect(message).to_have_text(re.compile("confidence|refused|does not answer"), timeout=30_000)
-    return str(message.inner_text())
-
-
 def test_upload_ask_and_read_the_answer(tab: Any, phantom: Path, home: Path) -> None:
     champion = registry.champion("radloop")
     assert champion is not None
     expected = Answerer(registry.adapter_folder(champion)).answer(phantom.read_bytes(), QUESTION)
-    upload(tab, phantom)
-    text = ask(tab, QUESTION)
+    served.upload(tab, phantom)
+    text = served.ask(tab, QUESTION)
     assert text.startswith(expected.text)
     assert f"confidence {expected.confidence:.0%}" in text
     assert "version 1" in text
@@ -114,14 +92,14 @@ def test_the_version_its_data_and_the_disclaimer_are_in_sight(tab: Any) -> None:
 
 
 def test_a_new_image_starts_a_new_chat(tab: Any, phantom: Path) -> None:
-    upload(tab, phantom)
-    ask(tab, QUESTION)
-    ask(tab, "How many lung nodules are there?", 2)
+    served.upload(tab, phantom)
+    served.ask(tab, QUESTION)
+    served.ask(tab, "How many lung nodules are there?", 2)
     assert tab.locator("#chat .user.message").count() == 2
     tab.locator("#examples button").nth(2).click()
     tab.locator("#chat .message").first.wait_for(state="detached")
     tab.get_by_role("button", name="What device can be seen?").click()
-    answer(tab)
+    served.answer(tab)
     assert tab.locator("#chat .user.message").count() == 1
 
 
@@ -130,7 +108,7 @@ def test_hints_in_place_of_a_missing_image_or_question(tab: Any, phantom: Path) 
     tab.keyboard.press("Enter")
     tab.get_by_text("Choose or drop an image first").wait_for()
     assert tab.get_by_placeholder("Ask a question").input_value() == QUESTION  # nothing typed is lost
-    upload(tab, phantom)
+    served.upload(tab, phantom)
     tab.get_by_placeholder("Ask a question").fill("  ")
     tab.get_by_role("button", name="Ask", exact=True).click()
     tab.get_by_text("Type a question about the image").wait_for()
@@ -139,8 +117,8 @@ def test_hints_in_place_of_a_missing_image_or_question(tab: Any, phantom: Path) 
 
 def test_markup_in_a_question_is_shown_as_it_was_typed(tab: Any, phantom: Path) -> None:
     question = "<img src=x onerror=alert(1)> **b** ![a](http://example.com/a.png) <b>side</b> _x_ 1. $y$?"
-    upload(tab, phantom)
-    ask(tab, question)
+    served.upload(tab, phantom)
+    served.ask(tab, question)
     assert tab.locator("#chat .user.message").first.inner_text().strip() == question
     assert tab.locator("#chat .message :is(img, b, strong, em, a, ol, script)").count() == 0
 
@@ -150,7 +128,7 @@ def test_a_file_that_is_no_image_is_refused_in_words(tab: Any, tmp_path: Path) -
     broken.write_bytes(b"this is no image")
     tab.locator("#image input[type=file]").set_input_files(broken)
     tab.wait_for_timeout(1000)
-    assert "refused: image: is none of" in ask(tab, QUESTION)
+    assert "refused: image: is none of" in served.ask(tab, QUESTION)
 
 
 def test_the_page_says_so_when_the_endpoint_is_down(home: Path, phantom: Path, chromium: Any) -> None:
@@ -159,16 +137,16 @@ def test_the_page_says_so_when_the_endpoint_is_down(home: Path, phantom: Path, c
         tab = chromium.new_page()
         tab.goto(page.url)
         tab.get_by_text(f"The endpoint {url} does not answer").first.wait_for()
-        upload(tab, phantom)
-        assert "radloop serve" in ask(tab, QUESTION)
+        served.upload(tab, phantom)
+        assert "radloop serve" in served.ask(tab, QUESTION)
         tab.close()
         assert "Traceback" not in page.text()
 
 
 def test_it_fits_a_phone(tab: Any, phantom: Path) -> None:
     tab.set_viewport_size({"width": 390, "height": 844})
-    upload(tab, phantom)
-    ask(tab, QUESTION)
+    served.upload(tab, phantom)
+    served.ask(tab, QUESTION)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     for locator in (
         tab.get_by_role("button", name="Ask", exact=True),
@@ -209,7 +187,7 @@ def test_an_awaited_answer_does_not_enter_the_chat_of_the_next_image(
     with served.page(home, f"http://127.0.0.1:{server.server_port}") as page:
         tab = chromium.new_page()
         tab.goto(page.url)
-        upload(tab, phantom)
+        served.upload(tab, phantom)
         tab.get_by_role("button", name="What device can be seen?").click()
         tab.locator("#chat .user.message").first.wait_for()
         tab.locator("#examples button").nth(2).click()

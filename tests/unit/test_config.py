@@ -105,3 +105,7 @@ def test_unknown_keys_beside_the_parameters_are_faults(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"parameters": {"config": GOOD}, "enable_cach": False}))
     with pytest.raises(ConfigError, match="enable_cach"):
         RunConfig.read(file)
+
+
+def test_shares_must_leave_something_to_train_on() -> None:
+    assert "which leave nothing for train" in faults(GOOD | {"preprocess": {"validation": 0.5, "test": 0.5}})

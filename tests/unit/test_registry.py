@@ -54,6 +54,7 @@ def test_a_version_carries_its_evidence(home: Path, adapter: Path) -> None:
     assert version.tags["git_commit"] == "c0ffee"
     assert registry.versions("evidence") == [version]
     assert registry.describe(version) == {
+        "name": "evidence",
         "version": 1,
         "aliases": ["challenger"],
         "metrics": {
