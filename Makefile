@@ -15,6 +15,7 @@ test: setup $(VENV)/.browser
 	@$(BIN)/python -m pytest
 
 setup: .radloop/.ready
+	@test -d .zen || { rm .radloop/.ready; $(MAKE) --no-print-directory .radloop/.ready; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "radloop needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Set it: make PYTHON=python3.11")'
@@ -23,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-.radloop/.ready: $(VENV)/.installed
+.radloop/.ready: $(VENV)/.installed radloop/workspace.py stacks/local.py
 	@$(BIN)/python -m radloop.workspace > /dev/null
 	@test -d .zen || $(BIN)/zenml init > .radloop/setup.log 2>&1 || { cat .radloop/setup.log; exit 1; }
 	@$(BIN)/python -m stacks.local >> .radloop/setup.log 2>&1 || { cat .radloop/setup.log; exit 1; }

@@ -11,13 +11,16 @@ from typing import Any, Self
 
 from zenml import Model
 from zenml.client import Client
+from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 from zenml.integrations.mlflow.experiment_trackers import MLFlowExperimentTracker
 from zenml.pipelines.pipeline_definition import Pipeline
 
-from pipelines.schedule import schedule_of
+from pipelines.schedule import schedule_hint
 from radloop import workspace
 from radloop.config import DEFAULT_CONFIG, RunConfig
 from radloop.errors import ConfigError, RadloopError
+
+logger = logging.getLogger(__name__)
 
 
 class CheckedPipeline(Pipeline):
@@ -32,8 +35,12 @@ class CheckedPipeline(Pipeline):
         path = Path(config_path or DEFAULT_CONFIG)
         config = RunConfig.read(path)
         options.setdefault("model", Model(name=config.model_name))
-        if "schedule" not in options and (schedule := schedule_of(config)):
-            options["schedule"] = schedule
+        if config.schedule and "schedule" not in options:
+            logger.info("%s", schedule_hint(path, config.schedule.cron))
+        try:
+            PipelineRunConfiguration.from_yaml(str(path))
+        except ValueError as error:
+            raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
         return super().with_options(config_path=str(path), **options)  # type: ignore[return-value]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,15 +71,8 @@ def _one_at_a_time() -> Iterator[None]:
 
     The lock goes with the process, so that a killed run leaves none behind.
     """
-    home = workspace.home()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = (home / "run.lock").open("w")
-    except OSError as error:
-        raise RadloopError(
-            f"{home}: cannot be written ({error.strerror}); radloop keeps its state there: "
-            "give this user the right to write it, or name another folder in RADLOOP_HOME"
-        ) from None
+    workspace.require_writable()
+    lock = (workspace.home() / "run.lock").open("w")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

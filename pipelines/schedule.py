@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from zenml.client import Client
 from zenml.config.schedule import Schedule
-from zenml.orchestrators import BaseOrchestrator
 
 from radloop.config import RunConfig
 from radloop.errors import ConfigError
 
-logger = logging.getLogger(__name__)
-
-
-def schedule_of(config: RunConfig) -> Schedule | None:
-    """The config's cron expression as a ZenML schedule; None if it has none, or it cannot be kept."""
-    if config.schedule is None:
-        return None
-    if not _orchestrator().config.is_schedulable:
-        logger.warning("%s The pipeline runs once, now.", _refusal(config.schedule.cron))
-        return None
-    return Schedule(cron_expression=config.schedule.cron)
-
 
 def register_schedule(path: Path) -> str:
-    """Hand the schedule of a config to the active stack's orchestrator.
+    """Hand the cron expression of a config to the active stack's orchestrator.
 
     Raises:
         ConfigError: The config has no cron expression, or the orchestrator takes no schedules.
@@ -34,22 +20,26 @@ def register_schedule(path: Path) -> str:
     config = RunConfig.read(path)
     if config.schedule is None:
         raise ConfigError(f"{path}: has no 'schedule: cron:' to register; for example cron: '0 3 * * 1'")
-    if not _orchestrator().config.is_schedulable:
-        raise ConfigError(_refusal(config.schedule.cron))
+    if not Client().active_stack.orchestrator.config.is_schedulable:
+        raise ConfigError(schedule_hint(path, config.schedule.cron))
     from pipelines.train import train_pipeline
 
-    train_pipeline.with_options(config_path=str(path))()
-    return f"registered {config.schedule.cron!r} with the orchestrator {_orchestrator().name!r}"
-
-
-def _refusal(cron: str) -> str:
-    orchestrator = _orchestrator()
+    schedule = Schedule(cron_expression=config.schedule.cron)
+    train_pipeline.with_options(config_path=str(path), schedule=schedule)()
     return (
-        f"the orchestrator {orchestrator.name!r} ({orchestrator.flavor}) takes no schedules. Use a stack "
-        f"whose orchestrator does (kubeflow), or the system's cron: {cron} cd {Path.cwd()} && "
-        ".venv/bin/radloop retrain --if-new-data"
+        f"registered {config.schedule.cron!r} with the orchestrator of stack {Client().active_stack.name!r}"
     )
 
 
-def _orchestrator() -> BaseOrchestrator:
-    return Client().active_stack.orchestrator
+def schedule_hint(path: Path, cron: str) -> str:
+    """How the cron expression of a config comes into force on the active stack."""
+    orchestrator = Client().active_stack.orchestrator
+    if orchestrator.config.is_schedulable:
+        return (
+            f"{path} has a schedule ({cron}); `radloop schedule -c {path}` registers it. This run is for now."
+        )
+    return (
+        f"{path} has a schedule ({cron}), but the orchestrator {orchestrator.name!r} ({orchestrator.flavor}) "
+        "takes none. Use a stack whose orchestrator does (kubeflow), or the system's cron:\n"
+        f"{cron} cd {Path.cwd()} && .venv/bin/radloop retrain --if-new-data -c {path}"
+    )

@@ -29,14 +29,16 @@ def _wire(config: dict[str, Any]) -> None:
         config: A `radloop.config.RunConfig`, as the config file has it.
     """
     run = RunConfig.parse(config, "parameters.config")
+    preflight.packages()
     judge_name = preflight.judge(run.judge)
+    base_sha256 = preflight.base(run)
     fingerprint = read_corpus(run.data).fingerprint
-    incumbent, provenance = incumbency.resolve(run, fingerprint)
+    incumbent, provenance = incumbency.resolve(run, fingerprint, base_sha256)
 
     corpus = ingest(run.data, fingerprint)
     checked = validate(corpus, run.validation)
     data = preprocess(corpus, checked, run.preprocess, run.seed)
-    adapter = finetune(data, run.model, run.finetune, run.seed)
+    adapter = finetune(data, run.model, base_sha256, run.finetune, run.seed)
     evaluation = evaluate(data, adapter, run.model, run.evaluation, run.seed, incumbent)
     judged = judge(evaluation, run.judge, judge_name, run.seed)
     answering = AnswerConfig.of(run.preprocess, run.evaluation)

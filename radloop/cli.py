@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from radloop import workspace
 from radloop.config import DEFAULT_CONFIG, RunConfig
 from radloop.errors import RadloopError
 
@@ -20,7 +21,13 @@ app = typer.Typer(
 )
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="run config, a file of configs/")]
 ModelName = Annotated[str, typer.Option("--name", help="registered model")]
+SERVING = ("bentoml", "gradio", "httpx")
 DEFAULT_NAME = RunConfig.model_fields["model_name"].default
+
+
+@app.callback()
+def _before_any_command() -> None:
+    workspace.require_writable()
 
 
 @app.command()
@@ -39,14 +46,22 @@ def run(config: ConfigPath = DEFAULT_CONFIG) -> None:
 @app.command()
 def check(config: Annotated[Path, typer.Argument(help="run config")] = DEFAULT_CONFIG) -> None:
     """Check a run config and its data in seconds, without training: all faults, exit code 2."""
+    from radloop import preflight
     from radloop.data.ingest import ingest
+    from radloop.data.preprocess import preprocess
     from radloop.data.quality import validate
 
     settings = RunConfig.read(config)
-    report = validate(ingest(settings.data), settings.validation)
+    preflight.packages()
+    preflight.judge(settings.judge)
+    preflight.base(settings)
+    corpus = ingest(settings.data)
+    report = validate(corpus, settings.validation)
     for key, value in report.facts().items():
         typer.echo(f"{key}: {value}")
     report.require_accepted()
+    prepared = preprocess(corpus, report, settings.preprocess, settings.seed)
+    typer.echo("splits: " + ", ".join(f"{name} {len(ids):,}" for name, ids in prepared.indices.items()))
 
 
 @app.command()
@@ -153,3 +168,7 @@ def main() -> None:
     except RadloopError as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in SERVING:
+            raise
+        sys.exit(f"Error: {error.name} is not installed; pip install 'radloop[serve]'")

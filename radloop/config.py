@@ -244,6 +244,10 @@ class RunConfig(Section):
                 f"{path}: unknown keys {', '.join(sorted(map(str, unknown)))} beside 'parameters'; "
                 f"known: {', '.join(sorted(ZENML_KEYS))}"
             )
+        if beside := set(content["parameters"]) - {"config"}:
+            raise ConfigError(
+                f"{path}: unknown keys {', '.join(sorted(map(str, beside)))} in 'parameters'; known: config"
+            )
         return cls.parse(values, str(path))
 
 

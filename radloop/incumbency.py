@@ -6,9 +6,10 @@ import hashlib
 
 from radloop import registry, source
 from radloop.config import RunConfig
+from radloop.errors import RegistryError
 
 
-def resolve(run: RunConfig, fingerprint: str) -> tuple[str, dict[str, str]]:
+def resolve(run: RunConfig, fingerprint: str, base_sha256: str) -> tuple[str, dict[str, str]]:
     """Find the version to beat and describe where a new version comes from.
 
     A repeated run (same config, data and code as the champion's own) is held against what the
@@ -18,13 +19,15 @@ def resolve(run: RunConfig, fingerprint: str) -> tuple[str, dict[str, str]]:
         The incumbent as "name/version", empty when only the base is to be beaten; and the tags
         `fingerprint`, `recipe`, `incumbent`, `dataset` and `base` of the version to come.
     """
-    text = "\n".join([run.model_dump_json(), fingerprint, source.code_hash()])
+    # Where the data lie and when the run is due do not make it another run.
+    settings = run.model_dump_json(exclude={"data": {"path"}, "schedule": True})
+    text = "\n".join([settings, fingerprint, base_sha256, source.code_hash()])
     recipe = hashlib.sha256(text.encode()).hexdigest()[:16]
     champion = registry.champion(run.model_name)
     if champion is None:
         incumbent = ""
     elif champion.tags.get("recipe") == recipe:
-        incumbent = champion.tags["incumbent"]
+        incumbent = champion.tags.get("incumbent", "")
     else:
         incumbent = f"{run.model_name}/{champion.version}"
     return incumbent, {
@@ -34,6 +37,21 @@ def resolve(run: RunConfig, fingerprint: str) -> tuple[str, dict[str, str]]:
         "dataset": run.data.adapter,
         "base": run.model.base,
     }
+
+
+def require_reigning(model_name: str, incumbent: str, challenger: int) -> None:
+    """Make sure that the version which the challenger was compared with is still the one to beat.
+
+    Raises:
+        RegistryError: Somebody moved the champion while the run was under way.
+    """
+    champion = registry.champion(model_name)
+    reigning = "" if champion is None else f"{model_name}/{champion.version}"
+    if reigning not in (incumbent, f"{model_name}/{challenger}"):
+        raise RegistryError(
+            f"the champion of {model_name!r} is now {reigning or 'nobody'}, but version {challenger} was "
+            f"compared with {incumbent or 'the base'}; run again, to compare it with the new one"
+        )
 
 
 def version_of(incumbent: str) -> registry.Version:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 
 @cache
 def code_hash(*parts: str) -> str:
-    """Hash the Python sources of parts of radloop; of all of it when none is named.
+    """Hash the Python sources of parts of radloop; of all and its deployment when none is named.
 
     Args:
         parts: Names of sub-packages or modules, such as "data" or "promotion".
@@ -21,11 +21,11 @@ def code_hash(*parts: str) -> str:
         12 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for part in parts or ("",):
+    for part in parts or ("", "../deployment"):
         base = ROOT / part
         files = sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
         for file in files:
-            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+            digest.update(file.relative_to(base.parent).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
 
 

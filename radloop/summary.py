@@ -9,6 +9,7 @@ from rich.table import Table
 
 from radloop import registry
 from radloop.config import RunConfig
+from radloop.evaluation import EvaluationReport
 from radloop.promotion import PromotionDecision
 from radloop.registry import Version
 from radloop.release import Release
@@ -34,10 +35,12 @@ def show_run(run: PipelineRunResponse) -> None:
     """Print the table of one finished run, and what to type next."""
     release: Release = run.steps["package"].outputs["packaged"][0].load()
     decision: PromotionDecision = run.steps["promote"].outputs["promotion_decision"][0].load()
+    report: EvaluationReport = run.steps["evaluate"].outputs["evaluation_report"][0].load()
     version = registry.version(release.model_name, release.version)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
-    for label, value in [*_scores(version), *_verdict(version, decision), ("time", _durations(run))]:
+    learnt = [("in words", sentence) for sentence in report.metrics["learnt"]]
+    for label, value in [*_scores(version), *learnt, *_verdict(version, decision), ("time", _durations(run))]:
         table.add_row(label, value)
     console = Console(highlight=False)
     console.print()
@@ -101,10 +104,14 @@ def _durations(run: PipelineRunResponse) -> str:
 
 
 def _next_commands(version: Version) -> list[tuple[str, str]]:
-    return [
-        ("source .venv/bin/activate", "once per shell"),
+    serving = [
         (f"radloop serve{_name_option(version)}", "the champion as an HTTP endpoint on port 3000"),
         ("radloop app", "the chat page, in a second shell; then open http://127.0.0.1:7860"),
+    ]
+    return [
+        ("source .venv/bin/activate", "once per shell"),
+        *(serving if registry.champion(version.name) else []),
+        ("radloop models", "all versions, their scores, and why each was promoted or not"),
         ("zenml login --local", "runs, artifacts and reports in ZenML's dashboard"),
         ("mlflow ui", "loss curves and the registry"),
         ("radloop retrain --if-new-data", "around again"),

@@ -11,14 +11,36 @@ from __future__ import annotations
 import os
 import site
 import sys
+import tempfile
 from pathlib import Path
 
+from radloop.errors import RadloopError
+
+FOREIGN = ("ZENML_STORE_", "ZENML_ACTIVE_", "ZENML_LOCAL_STORES_PATH", "ZENML_REPOSITORY_PATH")
 DEFAULTS = {"RADLOOP_DATA": "../shared/data"}  # environment variables of configs that have a default
 
 
 def home() -> Path:
     """The project's state folder: RADLOOP_HOME, or `.radloop` in the current folder."""
     return Path(os.environ.get("RADLOOP_HOME", ".radloop")).absolute()
+
+
+def require_writable() -> None:
+    """Make sure that the state folder can be written, before any tool trips over it.
+
+    Raises:
+        RadloopError: It cannot; the message says why and what to do.
+    """
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RadloopError(
+            f"{folder}: cannot be written ({error.strerror}); radloop keeps its state there: "
+            "give this user the right to write it, or name another folder in RADLOOP_HOME"
+        ) from None
 
 
 def variables(folder: Path) -> dict[str, str]:
@@ -34,6 +56,7 @@ def variables(folder: Path) -> dict[str, str]:
         "BENTOML_HOME": str(folder / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "true",
         "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
     }
 
 
@@ -56,6 +79,8 @@ def install(folder: Path, packages: Path) -> Path:
             f"{before!r} + os.path.abspath(os.environ['RADLOOP_HOME']) + {after!r}" if found else repr(value)
         )
         statements.append(f"os.environ[{name!r}] = {target}")
+    # Else a shell that is set up for a team's ZenML server would register this project there.
+    statements.append(f"list(map(os.environ.pop, [n for n in os.environ if n.startswith({FOREIGN!r})]))")
     statements += [f"os.environ.setdefault({name!r}, {value!r})" for name, value in DEFAULTS.items()]
     file = packages / "radloop_workspace.pth"
     file.write_text("; ".join(statements) + "\n")

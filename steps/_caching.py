@@ -16,17 +16,17 @@ def data_code() -> str:
 
 def training_code() -> str:
     """Code that makes an adapter."""
-    return code_hash("models", "training")
+    return code_hash("models", "training", "data")
 
 
 def evaluation_code() -> str:
     """Code that scores, judges and decides."""
-    return code_hash("models", "inference", "evaluation", "judging", "promotion", "html")
+    return code_hash("models", "training", "data", "inference", "evaluation", "judging", "promotion", "html")
 
 
 def registry_code() -> str:
     """Code that registers and packages."""
-    return code_hash("registry", "packaging")
+    return code_hash("registry", "packaging", "answering", "models", "inference", "../deployment")
 
 
 def reuse_while_same(code: Callable[[], str]) -> CachePolicy:

@@ -20,10 +20,10 @@ from steps._tracking import StepMetrics, log_facts
     output_materializers=AdapterMaterializer,
 )
 def finetune(
-    data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int
+    data: PreparedData, model: ModelConfig, base_sha256: str, config: FinetuneConfig, seed: int
 ) -> Annotated[Adapter, "adapter"]:
     """Train on the train split; loss and learning rate of each step go to MLflow."""
-    mlflow.log_params(config.model_dump() | {"base": model.base, "seed": seed})
+    mlflow.log_params(config.model_dump() | {"base": model.base, "base_sha256": base_sha256, "seed": seed})
     with StepMetrics() as metrics:
         adapter = train_adapter(data, model, config, seed, on_step=metrics.log)
     for name, content in adapter.views().items():

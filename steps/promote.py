@@ -5,7 +5,7 @@ from typing import Annotated
 from zenml import step
 
 from materializers import PromotionDecisionMaterializer
-from radloop import registry
+from radloop import incumbency, registry
 from radloop.config import PromotionConfig
 from radloop.evaluation import EvaluationReport
 from radloop.judging import JudgeReport
@@ -28,6 +28,7 @@ def promote(
     incumbent: str,
 ) -> Annotated[PromotionDecision, "promotion_decision"]:
     """Move the alias, or say on the version why not."""
+    incumbency.require_reigning(release.model_name, incumbent, release.version)
     decision = decide(evaluation, judged, config, f"champion {incumbent}" if incumbent else "base")
     act = registry.promote if decision.promoted else registry.refuse
     act(release.model_name, release.version, decision.reason)

@@ -12,6 +12,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.feather as feather
 
+from radloop.errors import DataError
+
 IMAGES = pa.schema(
     [
         ("id", pa.string()),  # sha256 of the file's bytes; "missing:NAME" where there is no file
@@ -116,7 +118,7 @@ class Corpus:
         """Yield (image id, encoded file) row by row; None where the file cannot be read."""
         for batch in self.images.select(["id", "bytes", "uri"]).to_batches(max_chunksize=64):
             for row in batch.to_pylist():
-                yield row["id"], row["bytes"] or _read(row["uri"])
+                yield row["id"], row["bytes"] or _read(row["uri"], row["id"])
 
 
 def fingerprint(images: pa.Table, samples: pa.Table) -> str:
@@ -132,11 +134,17 @@ def fingerprint(images: pa.Table, samples: pa.Table) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(uri: str | None) -> bytes | None:
+def _read(uri: str | None, image_id: str) -> bytes | None:
     try:
-        return Path(uri).read_bytes() if uri else None
+        data = Path(uri).read_bytes() if uri else None
     except OSError:
         return None
+    is_hash = len(image_id) == hashlib.sha256().digest_size * 2
+    if data is not None and is_hash and hashlib.sha256(data).hexdigest() != image_id:
+        raise DataError(
+            f"{uri}: has changed since it was read in; start the run again when nothing writes to it"
+        )
+    return data
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

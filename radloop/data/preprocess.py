@@ -38,6 +38,9 @@ def preprocess(corpus: Corpus, report: ValidationReport, config: PreprocessConfi
         if config.lowercase_answers:
             sample["answers"] = [answer.lower() for answer in sample["answers"]]
         sample["prompt"] = config.prompt.replace("{question}", sample["question"])
+    # The order of files and folders must not show in the order of training.
+    samples.sort(key=lambda sample: (sample["id"], sample["question"]))
+    images = images.sort_by("id")
     _split(samples, config, seed)
     _refuse_empty(samples, config, report)
     return PreparedData(images, pa.Table.from_pylist(samples, schema=PREPARED_SAMPLES), corpus.fingerprint)

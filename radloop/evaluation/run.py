@@ -11,6 +11,7 @@ from radloop.evaluation.page import render
 from radloop.evaluation.predict import BASE, CHAMPION, TUNED, Answerer, predict
 from radloop.evaluation.report import EvaluationReport
 from radloop.evaluation.scores import score
+from radloop.training.adapter import Adapter
 
 if TYPE_CHECKING:
     from radloop.data.prepared import PreparedData
@@ -27,7 +28,7 @@ def evaluate(
 
     Args:
         data: Test split to ask, train split for the blind baseline.
-        model: The base that all adapters belong to.
+        model: The untuned base; an adapter is put on the base that it was trained on.
         adapters: Folder of the adapter of "tuned" and maybe of "champion"; None for "base".
         config: Sizes of batches and answers, resamples and confidence of the intervals.
         seed: Of the shuffled images, the resamples and the examples shown.
@@ -49,4 +50,5 @@ def evaluate(
 def _open_engine(model: ModelConfig, adapter: Path | None, batch_images: int) -> Answerer:
     from radloop.inference import Engine  # brings torch, which reading a report does not need
 
-    return Engine(model, adapter, batch_images)
+    # A champion may have been trained on another base than the challenger.
+    return Engine(Adapter.load(adapter).base if adapter else model, adapter, batch_images)

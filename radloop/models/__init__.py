@@ -13,7 +13,7 @@ from radloop.config import ModelConfig
 from radloop.errors import ConfigError
 
 if TYPE_CHECKING:
-    from radloop.models.loading import Family, Loaded
+    from radloop.models.loading import BaseReference, Family, Loaded
 
 REGISTRY: dict[str, str] = {
     "llava": "radloop.models.llava:Llava",
@@ -47,3 +47,14 @@ def load(config: ModelConfig, adapter: Path | None = None) -> Loaded:
     from radloop.models import loading  # torch and transformers take seconds to import
 
     return loading.load(config, adapter)
+
+
+def find(config: ModelConfig) -> tuple[Path, BaseReference]:
+    """Return the folder of a base model, fetched from the hub if need be, and what identifies it.
+
+    Raises:
+        ModelError: As `load`, but for faults that show only in loading.
+    """
+    from radloop.models import loading
+
+    return loading.find(config)

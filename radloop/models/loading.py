@@ -106,12 +106,7 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     from radloop.models import get_family
 
     family = get_family(config.family)
-    folder = _locate(config)
-    _check(folder, family, config)
-    # The commit is the name of the folder that the hub's client keeps a snapshot in.
-    from_hub = config.base != "tiny" and not Path(config.base).is_dir()
-    name = config.base if from_hub or config.base == "tiny" else Path(config.base).resolve().name
-    reference = BaseReference(name, folder.name if from_hub else None, _weights_sha256(folder))
+    folder, reference = find(config)
     on_gpu = torch.cuda.is_available()
     processors: Any = transformers.AutoProcessor
     stock: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -133,6 +128,18 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
         model = _with_adapter(model, adapter, reference)
     model.to("cuda" if on_gpu else "cpu").eval()
     return Loaded(model, processor, family, Prompts.of(processor, model), reference)
+
+
+def find(config: ModelConfig) -> tuple[Path, BaseReference]:
+    """See `radloop.models.find`."""
+    from radloop.models import get_family
+
+    folder = _locate(config)
+    _check(folder, get_family(config.family), config)
+    # The commit is the name of the folder that the hub's client keeps a snapshot in.
+    from_hub = config.base != "tiny" and not Path(config.base).is_dir()
+    name = config.base if from_hub or config.base == "tiny" else Path(config.base).resolve().name
+    return folder, BaseReference(name, folder.name if from_hub else None, _weights_sha256(folder))
 
 
 def _locate(config: ModelConfig) -> Path:

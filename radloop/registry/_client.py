@@ -35,7 +35,7 @@ def connect() -> Iterator[mlflow.MlflowClient]:
         first = str(error).splitlines()[0]
         message = (
             f"the MLflow registry at {mlflow.get_registry_uri()} failed: {first}; "
-            "check MLFLOW_TRACKING_URI and the permissions of its folder"
+            "check that it can be reached, and RADLOOP_HOME written"
         )
         raise RegistryError(re.sub(r"//[^@/\s]+@", "//***@", message)) from error
     finally:

@@ -22,7 +22,7 @@ from radloop.registry._versions import CHALLENGER, Version, find, get, set_tags
 if TYPE_CHECKING:
     from radloop.training.adapter import Adapter
 
-_IDENTITY = ("adapter_sha256", "fingerprint", "recipe")
+_IDENTITY = ("adapter_sha256", "fingerprint", "recipe", "incumbent")
 _PYFUNC = Path(radloop.__file__).parent.parent / "deployment" / "mlflow_model.py"
 _SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question")]),
@@ -48,7 +48,7 @@ def register(
         model_name: Of the registered model; created if it does not exist.
         adapter: Folder of what was trained, as `Adapter` saves it.
         answering: How the adapter is to be asked.
-        tags: What made it; `fingerprint` and `recipe` belong to its identity.
+        tags: What made it; `fingerprint`, `recipe` and `incumbent` belong to its identity.
         metrics: Scores, kept on the version so that one look-up lists them all.
         run_id: MLflow run that trained it; None keeps the version without one.
 

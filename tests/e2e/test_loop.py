@@ -196,7 +196,9 @@ def test_bad_input_is_one_message_and_registers_nothing(project: Project) -> Non
         "key": ({"finetune": {"lerning_rate": 1e-3}}, "unknown key 'lerning_rate'"),
         "type": ({"finetune": {"epochs": "many"}}, "finetune.epochs"),
         "folder": ({"data": good | {"path": "nowhere"}}, "nowhere"),
-        "images": ({"data": good | {"path": str(broken)}}, "not an image"),
+        "images": ({"data": good | {"path": str(broken)}}, "image cannot be read"),
+        "base": ({"model": {"base": "./no_such_base"}}, "there is no such folder"),
+        "target": ({"finetune": {"targets": ["atention"]}}, "known: attention"),
         "judge": ({"judge": {"judge": "openai"}}, "OPENAI_BASE_URL"),
     }
     for name, (changes, words) in cases.items():
@@ -206,3 +208,42 @@ def test_bad_input_is_one_message_and_registers_nothing(project: Project) -> Non
         assert words in result.stderr, (name, result.stderr)
         assert "Traceback" not in result.stderr + result.stdout, (name, result.stderr)
         assert versions(project, f"bad-{name}") == []
+
+
+def test_an_unreachable_judge_is_found_before_training(project: Project) -> None:
+    config = project.config("lonely", model_name="lonely", judge={"judge": "openai"})
+    environment = {
+        "OPENAI_BASE_URL": "http://127.0.0.1:9/v1",
+        "OPENAI_API_KEY": "k",
+        "RADLOOP_JUDGE_MODEL": "m",
+    }
+    result = project.run("radloop", "run", "-c", config, check=False, **environment)
+    assert result.returncode == 2
+    assert "127.0.0.1:9" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "finetune" not in result.stderr
+    assert versions(project, "lonely") == []
+
+
+def test_state_that_cannot_be_written_is_one_message(project: Project) -> None:
+    home = str(project.root / "zenml_config.yaml" / "state")
+    result = project.run("radloop", "run", check=False, RADLOOP_HOME=home)
+    assert result.returncode == 2
+    assert "cannot be written" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_value_of_zenml_is_one_message_and_a_schedule_is_explained(project: Project) -> None:
+    path = project.root / project.config("zenml_value", schedule={"cron": "0 3 * * 1"})
+    refused = project.run("radloop", "schedule", "-c", path.name, check=False)
+    assert refused.returncode == 2
+    assert "takes none" in refused.stderr
+    assert (
+        f"0 3 * * 1 cd {project.root} && .venv/bin/radloop retrain --if-new-data -c {path.name}"
+        in refused.stderr
+    )
+    path.write_text(path.read_text() + "enable_cache: maybe\n")
+    result = project.run("radloop", "run", "-c", path.name, check=False)
+    assert result.returncode == 2
+    assert "enable_cache" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -86,6 +86,7 @@ def test_cron_expressions_are_checked(cron: str) -> None:
         (b"", "has no block 'parameters: config:'"),
         (b"paramters:\n  config: {}\n", "has no block 'parameters: config:'"),
         (b"\xff\xfe\x00", "is not YAML"),
+        (b"parameters: {config: {}, sed: 3}\n", "unknown keys sed in 'parameters'"),
     ],
 )
 def test_files_that_are_no_run_config(tmp_path: Path, text: bytes, expected: str) -> None:

@@ -7,12 +7,14 @@ from radloop import source
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "one.py").write_text("a = 1")
-    (tmp_path / "other.py").write_text("b = 1")
-    monkeypatch.setattr(source, "ROOT", tmp_path)
+    folder = tmp_path / "radloop"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "one.py").write_text("a = 1")
+    (folder / "other.py").write_text("b = 1")
+    (tmp_path / "deployment").mkdir()
+    monkeypatch.setattr(source, "ROOT", folder)
     source.code_hash.cache_clear()
-    yield tmp_path
+    yield folder
     source.code_hash.cache_clear()
 
 
