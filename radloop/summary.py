@@ -39,8 +39,13 @@ def show_run(run: PipelineRunResponse) -> None:
     version = registry.version(release.model_name, release.version)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
-    learnt = [("in words", sentence) for sentence in report.metrics["learnt"]]
-    for label, value in [*_scores(version), *learnt, *_verdict(version, decision), ("time", _durations(run))]:
+    in_words = ("in words", report.metrics["learnt"][-1])
+    for label, value in [
+        *_scores(version),
+        in_words,
+        *_verdict(version, decision),
+        ("time", _durations(run)),
+    ]:
         table.add_row(label, value)
     console = Console(highlight=False)
     console.print()

@@ -11,6 +11,7 @@ import copy
 import html
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -286,7 +287,9 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in levels:
             logger.setLevel(logging.WARNING)
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of Google's client, about Python versions
+            yield
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
