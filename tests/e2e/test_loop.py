@@ -24,6 +24,30 @@ model = run.model_version.model.name if run.model_version else None
 print(json.dumps({"steps": steps, "uris": uris, "model": model}))
 """
 
+ROUND_TRIP = """
+import json, os
+from zenml.client import Client
+from zenml.io import fileio
+from zenml.utils import source_utils
+client = Client()
+run = client.list_pipeline_runs(size=1, sort_by="desc:created").items[0]
+found = {}
+for step in run.steps.values():
+    for name, (artifact, *_) in step.outputs.items():
+        value = artifact.load()
+        kind = source_utils.load(artifact.materializer)
+        uri = os.path.join(client.active_stack.artifact_store.path, "copies", name)
+        fileio.makedirs(uri)
+        materializer = kind(uri)
+        materializer.save(value)
+        again = materializer.load(type(value))
+        same = materializer.compute_content_hash(again) == materializer.compute_content_hash(value)
+        views = [str(view.type) for view in artifact.visualizations or []]
+        facts = {"kind": kind.__module__, "same": same, "views": views}
+        found[name] = facts | {"metadata": len(artifact.run_metadata)}
+print(json.dumps(found))
+"""
+
 
 def last_run(project: Project) -> dict:
     return json.loads(project.run("python", "-c", STATUS).stdout.splitlines()[-1])
@@ -73,15 +97,25 @@ def release(project: Project) -> tuple[str, list[dict]]:
     return config, rows
 
 
+def test_every_artifact_has_its_own_materializer_a_view_and_survives_a_round_trip(
+    project: Project, release: tuple[str, list[dict]]
+) -> None:
+    found = json.loads(project.run("python", "-c", ROUND_TRIP).stdout.splitlines()[-1])
+    assert len(found) == 9
+    for name, facts in found.items():
+        assert facts["kind"].startswith("materializers."), (name, facts)
+        assert facts["same"], (name, facts)
+        assert set(facts["views"]) <= {"html", "image"}, (name, facts)
+        assert facts["views"], (name, facts)
+        assert facts["metadata"] > 1, (name, facts)
+
+
 def test_one_changed_answer_changes_the_fingerprint_and_what_depends_on_it(
     project: Project, release: tuple[str, list[dict]]
 ) -> None:
     config, rows = release
     before = versions(project, "release")
     assert set(last_run(project)["steps"].values()) == {"completed"}
-
-    project.run("radloop", "run", "-c", config)
-    assert set(last_run(project)["steps"].values()) == {"cached"}
 
     changed = [dict(row) for row in rows]
     changed[3]["answer"] = "no" if changed[3]["answer"].lower() == "yes" else "yes"
@@ -93,8 +127,6 @@ def test_one_changed_answer_changes_the_fingerprint_and_what_depends_on_it(
     assert after[0]["fingerprint"] != before[0]["fingerprint"]
 
     write_rows(project.root / "release", rows)
-    project.run("radloop", "run", "-c", config)
-    assert last_run(project)["steps"]["finetune"] == "cached"
 
 
 def test_a_changed_setting_re_runs_only_what_it_concerns(
@@ -207,7 +239,8 @@ def test_bad_input_is_one_message_and_registers_nothing(project: Project) -> Non
         assert result.returncode != 0, name
         assert words in result.stderr, (name, result.stderr)
         assert "Traceback" not in result.stderr + result.stdout, (name, result.stderr)
-        assert versions(project, f"bad-{name}") == []
+    registered = json.loads(project.run("radloop", "models", "--json").stdout)
+    assert not [version for version in registered if version["name"].startswith("bad-")]
 
 
 def test_an_unreachable_judge_is_found_before_training(project: Project) -> None:
