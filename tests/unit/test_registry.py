@@ -207,7 +207,7 @@ def test_a_registry_that_cannot_be_opened_is_one_message(
     (tmp_path / "file").touch()
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.setenv(name, f"sqlite:///{tmp_path}/file/mlflow.db")
-    with pytest.raises(RegistryError, match=r"registry at sqlite:.* failed: .*; RADLOOP_HOME"):
+    with pytest.raises(RegistryError, match=r"registry at sqlite:.* failed: .*; check that .* RADLOOP_HOME"):
         registry.versions("radloop")
 
 
