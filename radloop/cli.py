@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="run config, a file of configs/")]
 ModelName = Annotated[str, typer.Option("--name", help="registered model")]
+RESTART = "A running `radloop serve` keeps its version until it is started again."
 SERVING = ("bentoml", "gradio", "httpx")
 DEFAULT_NAME = RunConfig.model_fields["model_name"].default
 
@@ -59,6 +61,8 @@ def check(config: Annotated[Path, typer.Argument(help="run config")] = DEFAULT_C
     report = validate(corpus, settings.validation)
     for key, value in report.facts().items():
         typer.echo(f"{key}: {value}")
+    for found in report.summary["reasons"]:
+        typer.echo(f"{found['severity']}: {found['samples']:,} samples: {found['reason']}; {found['remedy']}")
     report.require_accepted()
     prepared = preprocess(corpus, report, settings.preprocess, settings.seed)
     typer.echo("splits: " + ", ".join(f"{name} {len(ids):,}" for name, ids in prepared.indices.items()))
@@ -91,8 +95,14 @@ def promote(
     """Make a version the champion by hand; the audit log keeps who, when and why."""
     from radloop import registry
 
-    registry.promote(name, version, reason)
-    typer.echo(f"{name} version {version} is the champion now; `radloop rollback` undoes it")
+    champion = registry.champion(name)
+    if champion is not None and champion.version == version:
+        typer.echo(f"{name} version {version} is the champion already; nothing changed")
+        return
+    verdict = registry.version(name, version).tags.get("reason", "no verdict of the gates")
+    registry.promote(name, version, f"{reason}; before that: {verdict}")
+    typer.echo(f"{name} version {version} is the champion now, by hand; of the run it has: {verdict}")
+    typer.echo(f"`radloop rollback` undoes it. {RESTART}")
 
 
 @app.command()
@@ -100,7 +110,7 @@ def rollback(name: ModelName = DEFAULT_NAME) -> None:
     """Give the champion's place back to its predecessor."""
     from radloop import registry
 
-    typer.echo(f"{name} version {registry.rollback(name).version} is the champion again")
+    typer.echo(f"{name} version {registry.rollback(name).version} is the champion again. {RESTART}")
 
 
 @app.command()
@@ -149,7 +159,14 @@ def retrain(
             f"retraining: the data are {now}, champion version {champion.version} saw {champion.fingerprint}"
         )
     else:
-        typer.echo("retraining: " + ("asked to" if champion else "there is no champion yet"))
+        typer.echo(
+            "retraining: "
+            + (
+                "asked to; what has not changed comes from the cache"
+                if champion
+                else "there is no champion yet"
+            )
+        )
     run(config)
 
 
@@ -163,6 +180,8 @@ def schedule(config: ConfigPath = DEFAULT_CONFIG) -> None:
 
 def main() -> None:
     """Run the command; what the user can mend is one message on standard error, exit code 2."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")
     try:
         app()
     except RadloopError as error:

@@ -87,6 +87,7 @@ def _verdict(version: Version, decision: PromotionDecision) -> list[tuple[str, s
     ]
     return [
         *rows,
+        ("verdict", "promoted" if decision.promoted else "NOT promoted: see the gates"),
         (
             "registered",
             f"{version.name} version {version.version}, alias {', '.join(version.aliases) or 'none'}",
