@@ -3,7 +3,7 @@
 from zenml.enums import ArtifactType
 
 from materializers._folder import FolderMaterializer
-from radloop.data.quality_report import ValidationReport
+from radloop.data.quality.report import ValidationReport
 
 
 class ValidationReportMaterializer(FolderMaterializer):

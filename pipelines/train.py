@@ -37,12 +37,12 @@ def _wire(config: dict[str, Any]) -> None:
 
     corpus = ingest(run.data, fingerprint)
     checked = validate(corpus, run.validation)
-    data = preprocess(corpus, checked, run.preprocess, run.seed)
+    data = preprocess(corpus, checked, run.preprocess, run.seed, incumbency.split_to_keep(run, incumbent))
     adapter = finetune(data, run.model, base_sha256, run.finetune, run.seed)
     evaluation = evaluate(data, adapter, run.model, run.evaluation, run.seed, incumbent)
     judged = judge(evaluation, run.judge, judge_name, run.seed)
     answering = AnswerConfig.of(run.preprocess, run.evaluation)
-    registered = register(adapter, evaluation, judged, answering, run.model_name, provenance)
+    registered = register(data, adapter, evaluation, judged, answering, run.model_name, provenance)
     decision = promote(registered, evaluation, judged, run.promotion, incumbent)
     package(registered, decision)
 

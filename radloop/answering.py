@@ -14,7 +14,7 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from radloop.config import Count, EvaluationConfig, PreprocessConfig, Section
+from radloop.config import Count, EvaluationConfig, PreprocessConfig, Section, fill_prompt
 from radloop.errors import ModelError
 
 ANSWER_FILE = "answer.json"
@@ -121,6 +121,6 @@ class Answerer:
             pixels = imaging.resize(imaging.to_rgb(image), self.config.image_size)
         except DataError as error:
             raise DataError(f"image: {error}") from None
-        prompt = self.config.prompt.replace("{question}", question)
+        prompt = fill_prompt(self.config.prompt, question)
         answer = self._engine.answer_one(pixels, prompt, self.config.max_new_tokens)
         return Reply(text=answer.text, confidence=answer.confidence)

@@ -12,7 +12,7 @@ import typer
 
 from radloop import workspace
 from radloop.config import DEFAULT_CONFIG, RunConfig
-from radloop.errors import RadloopError
+from radloop.errors import ConfigError, RadloopError
 
 app = typer.Typer(
     help="From radiology images and questions to a promoted, served vision-language model, and around again.",
@@ -46,26 +46,49 @@ def run(config: ConfigPath = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
-def check(config: Annotated[Path, typer.Argument(help="run config")] = DEFAULT_CONFIG) -> None:
-    """Check a run config and its data in seconds, without training: all faults, exit code 2."""
+def check(
+    place: Annotated[
+        Path, typer.Argument(help="run config; with --dataset the data themselves", show_default=True)
+    ] = DEFAULT_CONFIG,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="check data without a config: name of an adapter")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", help="of the adapter, such as language=zh; may be repeated")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines; with --dataset")] = False,
+) -> None:
+    """Check a run config and its data, or data alone, without training: all faults, exit code 2."""
     from radloop import preflight
-    from radloop.data.ingest import ingest
-    from radloop.data.preprocess import preprocess
-    from radloop.data.quality import validate
 
-    settings = RunConfig.read(config)
-    preflight.packages()
-    preflight.judge(settings.judge)
-    preflight.base(settings)
-    corpus = ingest(settings.data)
-    report = validate(corpus, settings.validation)
-    for key, value in report.facts().items():
-        typer.echo(f"{key}: {value}")
-    for found in report.summary["reasons"]:
-        typer.echo(f"{found['severity']}: {found['samples']:,} samples: {found['reason']}; {found['remedy']}")
-    report.require_accepted()
-    prepared = preprocess(corpus, report, settings.preprocess, settings.seed)
-    typer.echo("splits: " + ", ".join(f"{name} {len(ids):,}" for name, ids in prepared.indices.items()))
+    if dataset is None:
+        if option or as_json:
+            raise ConfigError("--option and --json belong to --dataset NAME; a config holds its own options")
+        preflight.check_config(place)
+    elif not preflight.check_dataset(dataset, place, option or [], as_json):
+        raise typer.Exit(RadloopError.exit_code)
+
+
+@app.command()
+def phantoms(
+    folder: Annotated[Path, typer.Argument(help="new folder")],
+    layout: Annotated[str, typer.Option("--format", help="data set, or DATASET:LAYOUT")],
+    train: Annotated[int, typer.Option(min=1, help="studies")] = 20,
+    validation: Annotated[int, typer.Option(min=0, help="studies")] = 4,
+    test: Annotated[int, typer.Option(min=0, help="studies")] = 8,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
+    size: Annotated[int, typer.Option(min=48, max=1024, help="edge in pixels, a multiple of 12")] = 96,
+) -> None:
+    """Write simulated patients to disk in the layout of a published data set."""
+    from radloop.data.phantoms import formats
+
+    if size % 12:
+        raise ConfigError(f"--size: got {size}; needed is a multiple of 12")
+    cohort = formats.Cohort(train, validation, test, seed, size)
+    formats.write(layout, folder, cohort)
+    dataset = layout.partition(":")[0]
+    typer.echo(f"{folder}: {train + validation + test:,} studies as {layout}")
+    typer.echo(f"read them with: radloop check --dataset {dataset} {folder}")
 
 
 @app.command()

@@ -55,8 +55,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataConfig(Section):
-    """Where the corpus comes from."""
+class SourceConfig(Section):
+    """One data set."""
 
     adapter: str = Field(description="name in radloop.data.adapters.REGISTRY, such as 'vqa_rad'")
     path: str | None = Field(
@@ -70,6 +70,27 @@ class DataConfig(Section):
         return None if path is None else _expand_variables(path)
 
 
+class DataConfig(Section):
+    """Where the corpus comes from. A single source may stand here without `sources`."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1, description="the data sets of the corpus")
+    workers: Count | None = Field(None, description="processes that read; null: as many as cores")
+    engine: Literal["local", "ray"] = Field("local", description="'ray' reads on a Ray cluster")
+    deidentify: bool = Field(
+        False,
+        description="pseudonyms for patients and studies, DICOM tags by PS3.15, texts without identifiers",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _single_source(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "sources" not in values:
+            own = {name: value for name, value in values.items() if name in SourceConfig.model_fields}
+            rest = {name: value for name, value in values.items() if name not in own}
+            return rest | {"sources": [own]}
+        return values
+
+
 class ValidationConfig(Section):
     """How much may be wrong with the data before the run stops."""
 
@@ -79,21 +100,34 @@ class ValidationConfig(Section):
         None,
         description="largest share of published test samples on images of other splits; null: report only",
     )
+    suites: tuple[str, ...] = Field(
+        (), description="files of further expectations, or fewer; see docs/data.md for their form"
+    )
 
 
 class PreprocessConfig(Section):
     """How the accepted samples become model input."""
 
     image_size: Count = Field(96, description="longest side in pixels; smaller images stay as they are")
-    split: Literal["official", "by_group"] = Field(
-        "by_group", description="keep the published split, or make a clean one by image, study or patient"
+    split: Literal["official", "by_image", "by_patient"] = Field(
+        "by_patient",
+        description="keep the published split, or make a clean one, stratified by answer type and organ; "
+        "by_patient falls back on the study and the image where no patient is named",
     )
-    validation: Fraction = Field(0.1, description="share of groups, with split: by_group")
-    test: Fraction = Field(0.2, description="share of groups, with split: by_group")
+    score_published: bool = Field(
+        False,
+        description="with a clean split: score the published test split, too, and train on none of it",
+    )
+    validation: Fraction = Field(0.1, description="share of samples; of official only if it has none")
+    test: Fraction = Field(0.2, description="share of samples, of a clean split")
     lowercase_answers: bool = Field(
         False, description="for data sets that write 'Yes' and 'yes' at random; scores ignore case anyway"
     )
-    prompt: str = Field("{question}", description="the user's turn; {question} is replaced")
+    prompt: str = Field(
+        "{context}{question}",
+        description="the user's turn; {question} is replaced, and {context} by a health record or earlier "
+        "turns with a line end, where a sample has any",
+    )
 
     @field_validator("prompt")
     @classmethod
@@ -102,14 +136,26 @@ class PreprocessConfig(Section):
             raise ValueError(f"got {prompt!r}, which lacks the placeholder {{question}}")
         return prompt
 
+    def to_prompt(self, question: str, context: str = "") -> str:
+        """Return the user's turn."""
+        return fill_prompt(self.prompt, question, context)
+
     @model_validator(mode="after")
     def _leaves_training_data(self) -> Self:
+        if self.score_published and self.split == "official":
+            raise ValueError("got score_published with split: official, which scores nothing else")
         if self.validation + self.test >= 1:
             raise ValueError(
                 f"got validation {self.validation} and test {self.test}, which leave nothing for train; "
                 "their sum must be below 1"
             )
         return self
+
+
+def fill_prompt(prompt: str, question: str, context: str = "") -> str:
+    """Put question and context into a prompt; braces in either stay as they are."""
+    values = {"{question}": question, "{context}": f"{context}\n" if context else ""}
+    return re.sub(r"\{question\}|\{context\}", lambda match: values[match.group()], prompt)
 
 
 class ModelConfig(Section):
@@ -214,7 +260,7 @@ class RunConfig(Section):
         try:
             config = cls.model_validate(values)
         except ValidationError as error:
-            faults += [_describe(item, cls) for item in error.errors()]
+            faults += [_describe(_as_written(item, values), cls) for item in error.errors()]
         if isinstance(values, dict):
             faults += _registry_faults(values)
         if faults or config is None:
@@ -268,21 +314,37 @@ def _registry_faults(values: dict[str, Any]) -> list[str]:
     from radloop.data import adapters
 
     faults = []
-    data = values.get("data")
-    if isinstance(data, dict) and isinstance(name := data.get("adapter"), str):
-        if name not in adapters.REGISTRY:
-            faults.append(_unknown("data.adapter", name, list(adapters.REGISTRY)))
-        elif isinstance(options := data.get("options", {}), dict):
-            schema = adapters.get_adapter(name).Options
-            try:
-                schema.model_validate(options)
-            except ValidationError as error:
-                faults += [_describe(item, schema, "data.options") for item in error.errors()]
+    for place, data in _sources(values.get("data")):
+        if isinstance(data, dict) and isinstance(name := data.get("adapter"), str):
+            if name not in adapters.REGISTRY:
+                faults.append(_unknown(f"{place}.adapter", name, list(adapters.REGISTRY)))
+            elif isinstance(options := data.get("options", {}), dict):
+                schema = adapters.get_adapter(name).Options
+                try:
+                    schema.model_validate(options)
+                except ValidationError as error:
+                    faults += [_describe(item, schema, f"{place}.options") for item in error.errors()]
     model = values.get("model")
     family = model.get("family") if isinstance(model, dict) else None
     if isinstance(family, str) and family not in models.REGISTRY:
         faults.append(_unknown("model.family", family, list(models.REGISTRY)))
     return faults
+
+
+def _as_written(item: Any, values: Any) -> Any:
+    """Name a single source's field as the config does, without the list that it was put into."""
+    alone = isinstance(values, dict) and "sources" not in (values.get("data") or {})
+    if alone and item["loc"][:3] == ("data", "sources", 0):
+        return item | {"loc": ("data", *item["loc"][3:])}
+    return item
+
+
+def _sources(data: Any) -> list[tuple[str, Any]]:
+    """Return the sources as the config has them, each with its place in it."""
+    if not isinstance(data, dict) or "sources" not in data:
+        return [("data", data)]
+    listed = data["sources"] if isinstance(data["sources"], list) else []
+    return [(f"data.sources.{number}", source) for number, source in enumerate(listed)]
 
 
 def _describe(item: Any, schema: type[BaseModel], prefix: str = "") -> str:
@@ -303,7 +365,8 @@ def _known_keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
         if not inner:
             return []
         schema = inner[0]
-    return list(schema.model_fields)
+    own = list(SourceConfig.model_fields) if schema is DataConfig else []  # a single source stands there
+    return own + list(schema.model_fields)
 
 
 def _unknown(place: str, name: str, known: list[str], kind: str = "name") -> str:

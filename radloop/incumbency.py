@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from radloop import registry, source
 from radloop.config import RunConfig
@@ -17,10 +18,11 @@ def resolve(run: RunConfig, fingerprint: str, base_sha256: str) -> tuple[str, di
 
     Returns:
         The incumbent as "name/version", empty when only the base is to be beaten; and the tags
-        `fingerprint`, `recipe`, `incumbent`, `dataset` and `base` of the version to come.
+        `fingerprint`, `recipe`, `incumbent`, `split`, `dataset` and `base` of the version to come.
     """
-    # Where the data lie and when the run is due do not make it another run.
-    settings = run.model_dump_json(exclude={"data": {"path"}, "schedule": True})
+    # Where the data lie, who reads them and when the run is due do not make it another run.
+    elsewhere: dict[str, Any] = {"sources": {"__all__": {"path"}}, "workers": True, "engine": True}
+    settings = run.model_dump_json(exclude={"data": elsewhere, "schedule": True})
     text = "\n".join([settings, fingerprint, base_sha256, source.code_hash()])
     recipe = hashlib.sha256(text.encode()).hexdigest()[:16]
     champion = registry.champion(run.model_name)
@@ -34,9 +36,20 @@ def resolve(run: RunConfig, fingerprint: str, base_sha256: str) -> tuple[str, di
         "fingerprint": fingerprint,
         "recipe": recipe,
         "incumbent": incumbent,
-        "dataset": run.data.adapter,
+        "split": run.preprocess.split,
+        "dataset": " + ".join(source.adapter for source in run.data.sources),
         "base": run.model.base,
     }
+
+
+def split_to_keep(run: RunConfig, incumbent: str) -> str:
+    """Return the version whose split this run must extend, "" where it makes its own.
+
+    A champion that has trained on an image must not be compared on it.
+    """
+    if not incumbent or run.preprocess.split == "official":
+        return ""
+    return incumbent if version_of(incumbent).tags.get("split") == run.preprocess.split else ""
 
 
 def require_reigning(model_name: str, incumbent: str, challenger: int) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
 
 from radloop import models
-from radloop.config import JudgeConfig, RunConfig
+from radloop.config import DataConfig, JudgeConfig, RunConfig, SourceConfig, ValidationConfig
 from radloop.errors import ConfigError, RadloopError
 from radloop.judging.judges import get_judge
+
+if TYPE_CHECKING:
+    from radloop.data.quality import ValidationReport
 
 
 def base(config: RunConfig) -> str:
@@ -50,3 +59,83 @@ def packages() -> None:
     """
     if find_spec("bentoml") is None:
         raise RadloopError("BentoML is not installed; pip install 'radloop[serve]'")
+
+
+def check_config(path: Path) -> None:
+    """Check a run config, what it needs, and its data; print what was found.
+
+    Raises:
+        RadloopError: Something would stop the run.
+    """
+    from radloop.data.ingest import ingest
+    from radloop.data.preprocess import preprocess
+    from radloop.data.quality import validate
+
+    settings = RunConfig.read(path)
+    packages()
+    judge(settings.judge)
+    base(settings)
+    corpus = ingest(settings.data)
+    report = validate(corpus, settings.validation)
+    _show(report)
+    report.require_accepted()
+    prepared = preprocess(corpus, report, settings.preprocess, settings.seed)
+    click.echo("splits: " + ", ".join(f"{name} {len(ids):,}" for name, ids in prepared.indices.items()))
+
+
+def check_dataset(adapter: str, path: Path, options: list[str], as_json: bool) -> bool:
+    """Check data by themselves and print what was found.
+
+    Args:
+        adapter: Name of the adapter.
+        path: Of the data.
+        options: "KEY=VALUE" of the adapter, values as in YAML.
+        as_json: Print one JSON object and nothing else.
+
+    Returns:
+        Whether the data can be used as they are.
+
+    Raises:
+        RadloopError: They cannot be read at all; as JSON this is the object {"error": ...}.
+    """
+    from radloop.data.ingest import ingest
+    from radloop.data.quality import validate
+
+    try:
+        source = SourceConfig(adapter=adapter, path=str(path), options=_parsed(options))
+        report = validate(ingest(DataConfig(sources=(source,))), ValidationConfig())
+    except RadloopError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"error": error.message}))
+        return False
+    if as_json:
+        click.echo(json.dumps(report.counts(), indent=2))
+    else:
+        _show(report)
+        for reason in report.summary["rejected"]:
+            click.echo(f"not usable: {reason}")
+    return not report.summary["rejected"]
+
+
+def _parsed(options: list[str]) -> dict[str, Any]:
+    parsed = {}
+    for text in options:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--option: got {text!r}; needed is KEY=VALUE")
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--option {name}: {' '.join(str(error).split())}") from None
+    return parsed
+
+
+def _show(report: ValidationReport) -> None:
+    for key, value in report.facts().items():
+        click.echo(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
+    for found in report.summary["reasons"]:
+        click.echo(f"{found['severity']}: {found['samples']:,} samples: {found['reason']}; {found['remedy']}")
+        click.echo(f"    first: {found['example']}")
+    for reason, count in report.summary["left_out"].items():
+        click.echo(f"left out: {count:,} rows: {reason}")

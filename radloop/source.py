@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent
+_SUFFIXES = {".py", ".yaml", ".json", ".sql", ".csv"}
 
 
 @cache
 def code_hash(*parts: str) -> str:
-    """Hash the Python sources of parts of radloop; of all and its deployment when none is named.
+    """Hash the sources of parts of radloop, data files included; of all and its deployment if none is named.
 
     Args:
         parts: Names of sub-packages or modules, such as "data" or "promotion".
@@ -23,10 +24,14 @@ def code_hash(*parts: str) -> str:
     digest = hashlib.sha256()
     for part in parts or ("", "../deployment"):
         base = ROOT / part
-        files = sorted(base.rglob("*.py")) if base.is_dir() else [base.with_suffix(".py")]
+        files = sorted(_sources(base)) if base.is_dir() else [base.with_suffix(".py")]
         for file in files:
             digest.update(file.relative_to(base.parent).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _sources(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.suffix in _SUFFIXES]
 
 
 def git_commit() -> str:

@@ -61,7 +61,7 @@ def _scores(version: Version) -> list[tuple[str, str]]:
         ("data", f"{tags['dataset']}, fingerprint {version.fingerprint}"),
         (
             "test set",
-            f"{scores['n']:,.0f} questions on {scores['num_groups']:,.0f} images never trained on",
+            f"{scores['n']:,.0f} questions about {scores['num_groups']:,.0f} images or patients never trained on",
         ),
     ]
     labels = {
@@ -70,6 +70,7 @@ def _scores(version: Version) -> list[tuple[str, str]]:
         "": "tuned",
         "_shuffled": "tuned, on shuffled images",
         "_blind": "blind: majority answer",
+        "_published": "tuned, on the published test split",
     }
     for key, label in labels.items():
         name = f"exact_match{key}"

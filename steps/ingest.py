@@ -24,7 +24,7 @@ def ingest(data: DataConfig, fingerprint: str) -> Annotated[Corpus, "corpus"]:
     corpus = read_corpus(data)
     if corpus.fingerprint != fingerprint:
         raise DataError(
-            f"{data.adapter}: the data changed between the start of the run ({fingerprint}) and now "
+            f"the data changed between the start of the run ({fingerprint}) and now "
             f"({corpus.fingerprint}); start the run again when nothing writes to it"
         )
     log_facts(corpus)

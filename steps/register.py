@@ -9,6 +9,7 @@ from zenml.metadata.metadata_types import MetadataType
 from materializers import ReleaseMaterializer
 from radloop import registry, source
 from radloop.answering import AnswerConfig
+from radloop.data.prepared import PreparedData
 from radloop.evaluation import EvaluationReport
 from radloop.judging import JudgeReport
 from radloop.release import Release
@@ -23,6 +24,7 @@ from steps._tracking import log_facts, run_names
     output_materializers=ReleaseMaterializer,
 )
 def register(
+    data: PreparedData,
     adapter: Adapter,
     evaluation: EvaluationReport,
     judged: JudgeReport,
@@ -40,6 +42,7 @@ def register(
         | run_names()
         | {"git_commit": source.git_commit(), "judge": str(judged.facts()["judge"])},
         metrics=evaluation.scores(),
+        split=data.split_of_samples(),
         run_id=run.info.run_id if run else None,
     )
     release = Release(model_name, version.version, provenance["fingerprint"])

@@ -8,7 +8,7 @@ from materializers import ValidationReportMaterializer
 from radloop.config import ValidationConfig
 from radloop.data.corpus import Corpus
 from radloop.data.quality import validate as check_corpus
-from radloop.data.quality_report import ValidationReport
+from radloop.data.quality.report import ValidationReport
 from steps._caching import data_code, reuse_while_same
 from steps._tracking import log_facts
 

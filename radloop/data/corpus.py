@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.feather as feather
 
+from radloop import workspace
 from radloop.errors import DataError
 
 IMAGES = pa.schema(
@@ -20,11 +26,24 @@ IMAGES = pa.schema(
         ("name", pa.string()),  # as the source calls it
         ("bytes", pa.binary()),  # the encoded file, where the source has no file of its own
         ("uri", pa.string()),  # absolute path, where it has
+        ("frame", pa.int32()),  # of a file with several, from 0
+        ("window", pa.string()),  # of a DICOM file: "" for its own, a name, or "centre/width"
         ("modality", pa.string()),
         ("body_part", pa.string()),
         ("view", pa.string()),
         ("study", pa.string()),
         ("patient", pa.string()),  # pseudonym
+        # What decoding showed; empty where it failed.
+        ("width", pa.int32()),  # pixels, upright
+        ("height", pa.int32()),
+        ("mode", pa.string()),  # Pillow's, as encoded
+        ("format", pa.string()),  # PNG, JPEG, ... or DICOM
+        ("frames", pa.int32()),
+        ("blank", pa.bool_()),
+        ("pixel_hash", pa.string()),  # same for same 8-bit RGB pixels
+        ("perceptual_hash", pa.binary()),  # close for pictures that look the same
+        ("burnt_in_text", pa.bool_()),  # letters in the picture, or a DICOM tag that says so
+        ("error", pa.string()),  # why there are no pixels, or ""
     ]
 )
 SAMPLES = pa.schema(
@@ -32,21 +51,26 @@ SAMPLES = pa.schema(
         ("id", pa.string()),
         ("dataset", pa.string()),
         ("split", pa.string()),  # the published one: train, validation, test, or "" for none
-        ("group", pa.string()),  # what must not be torn apart by a split: image, study or patient
+        ("patient", pa.string()),  # pseudonym
+        ("study", pa.string()),
         ("image_ids", pa.list_(pa.string())),
         ("task", pa.string()),  # vqa, report, caption, ehr
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),  # the first is the reference
         ("answer_type", pa.string()),  # open, closed
         ("question_type", pa.string()),
-        ("language", pa.string()),
-        ("context", pa.string()),
-        ("source", pa.string()),  # file and row, for messages: "trainset.json row 17"
-        ("notes", pa.list_(pa.string())),  # what the adapter had to mend, "answer: int 5 kept as '5'"
+        ("language", pa.string()),  # ISO 639-1
+        ("context", pa.string()),  # text that belongs to the question, such as a health record
+        ("labels", pa.list_(pa.string())),  # findings or concepts that the data set gives
+        ("file", pa.string()),  # for messages, relative to the source
+        ("row", pa.int64()),  # from 1; 0 where the file is no table
+        ("notes", pa.list_(pa.string())),  # what the adapter had to mend, "answer: int 5 kept as text"
     ]
 )
 _SHOWN_ROWS = 50
-_NOT_CONTENT = {"bytes", "uri", "name", "source", "notes"}
+_IMAGE_CONTENT = ("id", "modality", "body_part", "view", "study", "patient")
+_BATCH_ROWS = 16_384
+_BATCH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -57,37 +81,57 @@ class Corpus:
         images: Table of schema `IMAGES`, one row per distinct image content.
         samples: Table of schema `SAMPLES`.
         fingerprint: 16 hexadecimal digits over the content of both tables. Paths, file names and
-            the order in which a folder was listed do not enter it.
+            the order of rows do not enter it.
+        rows: Raw rows of the sources.
+        left_out: Rows that the sources' options exclude, by reason.
+        removed: Identifiers that de-identification took out, by kind.
     """
 
     images: pa.Table
     samples: pa.Table
     fingerprint: str
+    rows: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, images: list[dict[str, Any]], samples: list[dict[str, Any]]) -> Self:
-        """Build a corpus from rows; missing columns become empty, unknown ones are an error."""
-        image_table = _table(images, IMAGES)
-        sample_table = _table(samples, SAMPLES)
-        return cls(image_table, sample_table, fingerprint(image_table, sample_table))
+        """Build a small corpus from rows; missing columns become empty, unknown ones are an error."""
+        fingerprint = Fingerprint()
+        for image in images:
+            fingerprint.add_image(image)
+        for sample in samples:
+            content = {name: value for name, value in sample.items() if name not in NOT_CONTENT}
+            fingerprint.add_sample(sample_digest(content), sample.get("image_ids", []))
+        tables = _table(images, IMAGES), _table(samples, SAMPLES)
+        return cls(*tables, fingerprint.hexdigest(), len(samples))
 
     def save(self, folder: Path) -> None:
-        feather.write_feather(self.images, folder / "images.arrow", compression="uncompressed")
-        feather.write_feather(self.samples, folder / "samples.arrow", compression="uncompressed")
-        (folder / "corpus.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+        for name, table in (("images", self.images), ("samples", self.samples)):
+            with TableWriter(folder / f"{name}.arrow", table.schema) as writer:
+                writer.write(table)
+        self.write_facts(folder, self.fingerprint, self.rows, self.left_out, self.removed)
+
+    @staticmethod
+    def write_facts(
+        folder: Path, fingerprint: str, rows: int, left_out: dict[str, int], removed: dict[str, int]
+    ) -> None:
+        """Complete a folder that holds the two tables."""
+        facts = {"fingerprint": fingerprint, "rows": rows, "left_out": left_out, "removed": removed}
+        (folder / "corpus.json").write_text(json.dumps(facts))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         images = feather.read_table(folder / "images.arrow", memory_map=True)
         samples = feather.read_table(folder / "samples.arrow", memory_map=True)
-        return cls(images, samples, json.loads((folder / "corpus.json").read_text())["fingerprint"])
+        return cls(images, samples, **json.loads((folder / "corpus.json").read_text()))
 
     def views(self) -> dict[str, str | bytes]:
         from radloop import html
 
         rows = self.samples.slice(0, _SHOWN_ROWS).to_pylist()
         table = html.table(
-            ["sample", "question", "answer", "question type", "published split", "source"],
+            ["sample", "question", "answer", "question type", "published split", "where"],
             [
                 [
                     row["id"],
@@ -95,64 +139,190 @@ class Corpus:
                     "; ".join(row["answers"]),
                     row["question_type"],
                     row["split"],
-                    row["source"],
+                    where(row["file"], row["row"]),
                 ]
                 for row in rows
             ],
         )
-        counts = html.table(["what", "value"], [[name, value] for name, value in self.facts().items()])
+        counts = [[name, value] for name, value in self.facts().items()]
+        counts += [[f"left out: {reason}", count] for reason, count in self.left_out.items()]
+        counts += [[f"identifiers removed: {kind}", count] for kind, count in self.removed.items()]
         title = f"The first {len(rows)} of {self.samples.num_rows:,} samples"
-        return {
-            "corpus.html": html.page("Corpus", html.section("Counts", counts), html.section(title, table))
-        }
+        facts = html.section("Counts", html.table(["what", "value"], counts))
+        return {"corpus.html": html.page("Corpus", facts, html.section(title, table))}
 
     def facts(self) -> dict[str, str | int | float]:
         return {
             "fingerprint": self.fingerprint,
+            "rows": self.rows,
             "images": self.images.num_rows,
             "samples": self.samples.num_rows,
-            "datasets": ", ".join(sorted(set(self.samples["dataset"].to_pylist()))),
+            "datasets": ", ".join(sorted(filter(None, pc.unique(self.samples["dataset"]).to_pylist()))),
+            "left_out": sum(self.left_out.values()),
         }
 
-    def image_bytes(self) -> Iterator[tuple[str, bytes | None]]:
-        """Yield (image id, encoded file) row by row; None where the file cannot be read."""
-        for batch in self.images.select(["id", "bytes", "uri"]).to_batches(max_chunksize=64):
+    def encoded_images(self) -> Iterator[EncodedImage]:
+        """Yield the images row by row, their files read one after the other.
+
+        Raises:
+            DataError: A file holds something else than when it was read in.
+        """
+        columns = ["id", "bytes", "uri", "frame", "window"]
+        for batch in self.images.select(columns).to_batches(max_chunksize=64):
             for row in batch.to_pylist():
-                yield row["id"], row["bytes"] or _read(row["uri"], row["id"])
+                data = row["bytes"] or _read(row["uri"], row)
+                yield EncodedImage(row["id"], data, row["frame"] or 0, row["window"] or "")
 
 
-def fingerprint(images: pa.Table, samples: pa.Table) -> str:
-    """Hash the content of both tables, independent of row order and of where files lie."""
-    digest = hashlib.sha256()
-    for table in (images, samples):
-        columns = [name for name in table.column_names if name not in _NOT_CONTENT]
-        rows = (json.dumps(row, sort_keys=True) for row in table.select(columns).to_pylist())
-        for line in sorted(rows):
-            digest.update(line.encode())
-            digest.update(b"\n")
-        digest.update(b"\0")
-    return digest.hexdigest()[:16]
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as a file has it; `data` is None where there is none."""
+
+    id: str
+    data: bytes | None
+    frame: int
+    window: str
 
 
-def _read(uri: str | None, image_id: str) -> bytes | None:
+class Fingerprint:
+    """Hash of a corpus' content that does not depend on the order of its rows, nor who read them.
+
+    Each row is hashed by itself, and the hashes are added modulo 2**256, so that it needs no memory
+    and workers' parts can come in any order.
+    """
+
+    def __init__(self) -> None:
+        self.sums = [0, 0]
+        self.counts = [0, 0]
+
+    def add_image(self, image: dict[str, Any]) -> None:
+        """Add a row of `IMAGES`; what decoding showed, and where the file lies, does not count."""
+        text = json.dumps([image.get(name) or "" for name in _IMAGE_CONTENT])
+        self._add(0, hashlib.sha256(text.encode("utf-8", "replace")).digest())
+
+    def add_sample(self, digest: bytes, image_ids: list[str]) -> None:
+        """Add a sample by its `sample_digest` and the ids of its images."""
+        self._add(1, hashlib.sha256(digest + json.dumps(image_ids).encode()).digest())
+
+    def hexdigest(self) -> str:
+        """16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps([self.sums, self.counts]).encode()).hexdigest()[:16]
+
+    def _add(self, kind: int, digest: bytes) -> None:
+        self.sums[kind] = (self.sums[kind] + int.from_bytes(digest, "big")) % 2**256
+        self.counts[kind] += 1
+
+
+NOT_CONTENT = {"image_ids", "file", "row", "notes"}
+
+
+def sample_digest(content: dict[str, Any]) -> bytes:
+    """Hash what a sample says; empty columns count as absent ones."""
+    filled = {name: value for name, value in content.items() if value}
+    return hashlib.sha256(json.dumps(filled, sort_keys=True).encode()).digest()
+
+
+class TableWriter:
+    """Writes an Arrow file in batches of a size that suits reading: small tables are gathered first."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, schema)
+        self._held: list[pa.Table] = []
+        self._rows = self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        for start in range(0, table.num_rows, _BATCH_ROWS):
+            piece = table.slice(start, _BATCH_ROWS)
+            self._held.append(piece)
+            self._rows += piece.num_rows
+            self._bytes += piece.get_total_buffer_size()
+            if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
+                self._flush()
+
+    def close(self) -> None:
+        """Finish the file; safe to call twice."""
+        if not self._file.closed:
+            self._flush()
+            self._writer.close()
+            self._file.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            table = pa.concat_tables(self._held).combine_chunks()
+            self._writer.write_table(table, max_chunksize=_BATCH_ROWS)
+            self._held, self._rows, self._bytes = [], 0, 0
+
+
+def scratch_folder() -> Path:
+    """Return a new folder for a corpus on its way; it goes with the process, or with a later one."""
+    parent = workspace.home() / "ingest" / "scratch"
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in parent.glob("*-*"):
+        if not _alive(old.name.partition("-")[0]):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def where(file: str, row: int) -> str:
+    """Return the place of a sample in its source, for messages."""
+    return f"{file} row {row}" if row else file
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _read(uri: str | None, row: dict[str, Any]) -> bytes | None:
     try:
         data = Path(uri).read_bytes() if uri else None
     except OSError:
         return None
-    is_hash = len(image_id) == hashlib.sha256().digest_size * 2
-    if data is not None and is_hash and hashlib.sha256(data).hexdigest() != image_id:
+    if data is not None and image_id(data, row["frame"] or 0, row["window"] or "") != row["id"]:
         raise DataError(
             f"{uri}: has changed since it was read in; start the run again when nothing writes to it"
         )
     return data
 
 
+def image_id(data: bytes, frame: int = 0, window: str = "") -> str:
+    """Hash an encoded image; another frame or window of the same file is another picture."""
+    digest = hashlib.sha256(data).hexdigest()
+    if frame or window:
+        return hashlib.sha256(f"{digest} {frame} {window}".encode()).hexdigest()
+    return digest
+
+
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     unknown = {key for row in rows for key in row} - set(schema.names)
     if unknown:
         raise ValueError(f"unknown columns {sorted(unknown)}; known: {schema.names}")
-    empty: dict[str, Any] = {
-        field.name: [] if pa.types.is_list(field.type) else None if field.name in ("bytes", "uri") else ""
-        for field in schema
+    return pa.Table.from_pylist([empty_row(schema) | row for row in rows], schema=schema)
+
+
+def empty_row(schema: pa.Schema) -> dict[str, Any]:
+    """Return the value that stands for nothing in each column."""
+    return {
+        column.name: []
+        if pa.types.is_list(column.type)
+        else ""
+        if pa.types.is_string(column.type) and column.name != "uri"
+        else None
+        for column in schema
     }
-    return pa.Table.from_pylist([empty | row for row in rows], schema=schema)

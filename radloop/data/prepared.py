@@ -20,7 +20,15 @@ from radloop.data.imaging import resize, to_png
 from radloop.data.splits import SPLITS
 
 PREPARED_IMAGES = pa.schema([("id", pa.string()), ("png", pa.binary())])  # 8-bit RGB
-PREPARED_SAMPLES = SAMPLES.append(pa.field("prompt", pa.string()))  # split: the one in force
+HELD_OUT = "held out"  # published as test, lies on images of the clean train or validation split
+PREPARED_SAMPLES = pa.schema(
+    [
+        *SAMPLES,  # split: the one in force
+        ("group", pa.string()),  # what no split tears apart: image, study or patient
+        ("prompt", pa.string()),
+        ("published_test", pa.bool_()),  # to be scored as such, beside the split in force
+    ]
+)
 _CARDS_PER_SPLIT = 6
 _CARD_PIXELS = 256
 
@@ -52,6 +60,16 @@ class PreparedData:
     def split(self, name: str) -> pa.Table:
         """Return the samples of one split, in the corpus' order."""
         return self.samples.filter(pc.equal(self.samples["split"], name))
+
+    def split_of_samples(self) -> dict[str, str]:
+        """Return sample id to the split in force."""
+        return dict(zip(self.samples["id"].to_pylist(), self.samples["split"].to_pylist(), strict=True))
+
+    def asked(self) -> pa.Table:
+        """Return what is asked in an evaluation: the test split, and what is scored beside it."""
+        return self.samples.filter(
+            pc.or_kleene(pc.equal(self.samples["split"], "test"), self.samples["published_test"])
+        )
 
     @cached_property
     def _row_of_image(self) -> dict[str, int]:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from radloop.config import PreprocessConfig
-from radloop.data.corpus import Corpus
-from radloop.data.imaging import map_images, pixel_hash, resize, to_png, to_rgb
-from radloop.data.prepared import PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData
-from radloop.data.quality_report import ValidationReport
-from radloop.data.splits import SPLITS, assign, merge
+from radloop.data.corpus import Corpus, EncodedImage
+from radloop.data.imaging import map_images, resize, to_png, to_rgb
+from radloop.data.pictures import pictures_of
+from radloop.data.prepared import HELD_OUT, PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData
+from radloop.data.quality.report import ValidationReport
+from radloop.data.splits import SPLITS, connected, stratified
 from radloop.errors import DataError
 
+Rows = list[dict[str, Any]]
 
-def preprocess(corpus: Corpus, report: ValidationReport, config: PreprocessConfig, seed: int) -> PreparedData:
+
+def preprocess(
+    corpus: Corpus,
+    report: ValidationReport,
+    config: PreprocessConfig,
+    seed: int,
+    kept: Mapping[str, str] | None = None,
+) -> PreparedData:
     """Decode and resize the images of the accepted samples, and give each sample prompt and split.
 
     Args:
@@ -25,75 +34,109 @@ def preprocess(corpus: Corpus, report: ValidationReport, config: PreprocessConfi
         report: What `validate` returned for it; quarantined samples and their images stay out.
         config: Size, split and prompt.
         seed: Of the split.
+        kept: Sample id to split, as the version to beat was trained: what it has learnt from must
+            not become a test of the next one.
 
     Raises:
         DataError: Train or test would be empty.
     """
-    quarantined = report.quarantined_ids
-    samples = [sample for sample in corpus.samples.to_pylist() if sample["id"] not in quarantined]
-    images, pictures = _prepared_images(corpus, samples, config.image_size)
-    groups = merge((sample["group"], {pictures[i] for i in sample["image_ids"]}) for sample in samples)
+    samples: Rows = corpus.samples.filter(pa.array(report.accepted)).to_pylist()
+    pictures = pictures_of(corpus.images)
+    about = dict(zip(corpus.images["id"].to_pylist(), corpus.images["body_part"].to_pylist(), strict=True))
+    _group(samples, pictures, by_patient=config.split != "by_image")
     for sample in samples:
-        sample["group"] = groups[sample["group"]]
         if config.lowercase_answers:
             sample["answers"] = [answer.lower() for answer in sample["answers"]]
-        sample["prompt"] = config.prompt.replace("{question}", sample["question"])
+        sample["prompt"] = config.to_prompt(sample["question"], sample["context"])
+        sample["published_test"] = config.score_published and sample["split"] == "test"
     # The order of files and folders must not show in the order of training.
     samples.sort(key=lambda sample: (sample["id"], sample["question"]))
-    images = images.sort_by("id")
-    _split(samples, config, seed)
+    _split(samples, about, config, seed, kept or {})
     _refuse_empty(samples, config, report)
+    images = _prepared_images(corpus, samples, config.image_size).sort_by("id")
     return PreparedData(images, pa.Table.from_pylist(samples, schema=PREPARED_SAMPLES), corpus.fingerprint)
 
 
-def _prepared_images(
-    corpus: Corpus, samples: list[dict[str, Any]], size: int
-) -> tuple[pa.Table, dict[str, str]]:
-    """Return the table of the images in use, and image id to the hash of its full-size pixels."""
-
-    def work(data: bytes | None) -> tuple[bytes, str]:
-        image = to_rgb(data or b"")
-        return to_png(resize(image, size)), pixel_hash(image)
+def _prepared_images(corpus: Corpus, samples: Rows, size: int) -> pa.Table:
+    def work(image: EncodedImage) -> bytes:
+        return to_png(resize(to_rgb(image.data or b"", frame=image.frame, window=image.window), size))
 
     used = pa.array(sorted({image_id for sample in samples for image_id in sample["image_ids"]}), pa.string())
     in_use = corpus.images.filter(pc.is_in(corpus.images["id"], used))
-    rows, pictures = [], {}
-    for image_id, (png, picture) in map_images(Corpus(in_use, corpus.samples, corpus.fingerprint), work):
-        rows.append({"id": image_id, "png": png})
-        pictures[image_id] = picture
-    return pa.Table.from_pylist(rows, schema=PREPARED_IMAGES), pictures
+    rows = [
+        {"id": image.id, "png": png}
+        for image, png in map_images(Corpus(in_use, corpus.samples, corpus.fingerprint), work)
+    ]
+    return pa.Table.from_pylist(rows, schema=PREPARED_IMAGES)
 
 
-def _split(samples: list[dict[str, Any]], config: PreprocessConfig, seed: int) -> None:
+def _group(samples: Rows, pictures: Mapping[str, str], *, by_patient: bool) -> None:
+    """Set each sample's group: what a split must not tear apart, and what noise is counted by."""
+    members = []
+    for sample in samples:
+        keys = {pictures.get(image_id, image_id) for image_id in sample["image_ids"]}
+        if by_patient and (person := sample["patient"] or sample["study"]):
+            keys.add(f"{sample['dataset']} {person}")
+        members.append(sorted(keys))
+    groups = connected(members, alone=[sample["id"] for sample in samples])
+    for sample, group in zip(samples, groups, strict=True):
+        sample["group"] = group
+
+
+def _split(
+    samples: Rows, body_parts: Mapping[str, str], config: PreprocessConfig, seed: int, kept: Mapping[str, str]
+) -> None:
     """Set each sample's split to the one in force."""
-    if config.split == "by_group":
-        by_group = assign({sample["group"] for sample in samples}, seed, config.validation, config.test)
-        for sample in samples:
-            sample["split"] = by_group[sample["group"]]
-    elif not any(sample["split"] == "validation" for sample in samples):
+    if config.split == "official":
         train = [sample for sample in samples if sample["split"] == "train"]
-        by_group = assign({sample["group"] for sample in train}, seed, config.validation, 0.0)
-        for sample in train:
-            sample["split"] = by_group[sample["group"]]
+        if not any(sample["split"] == "validation" for sample in samples):
+            _place(train, body_parts, seed, config.validation, 0.0, {})
+        return
+    # What the champion learnt from wins: a group that new data joined must not be tested.
+    settled: dict[str, str] = {}
+    for sample in samples:
+        if split := kept.get(sample["id"]):
+            settled[sample["group"]] = "train" if settled.get(sample["group"], split) != split else split
+    _place(samples, body_parts, seed, config.validation, config.test, settled)
+    for sample in samples:
+        if sample["published_test"] and sample["split"] != "test":
+            sample["split"] = HELD_OUT
 
 
-def _refuse_empty(samples: list[dict[str, Any]], config: PreprocessConfig, report: ValidationReport) -> None:
-    counts = Counter(sample["split"] for sample in samples)
-    empty = [name for name in SPLITS if name != "validation" and not counts[name]]
-    unsplit = counts.total() - sum(counts[name] for name in SPLITS)
+def _place(
+    samples: Rows,
+    body_parts: Mapping[str, str],
+    seed: int,
+    validation: float,
+    test: float,
+    settled: Mapping[str, str],
+) -> None:
+    strata = [
+        f"{sample['answer_type']}, {body_parts.get(next(iter(sample['image_ids']), ''), '')}"
+        for sample in samples
+    ]
+    split_of = stratified([sample["group"] for sample in samples], strata, seed, validation, test, settled)
+    for sample in samples:
+        sample["split"] = split_of[sample["group"]]
+
+
+def _refuse_empty(samples: Rows, config: PreprocessConfig, report: ValidationReport) -> None:
+    counts = {name: sum(sample["split"] == name for sample in samples) for name in (*SPLITS, HELD_OUT)}
+    empty = [name for name in ("train", "test") if not counts[name]]
+    unsplit = len(samples) - sum(counts.values())
     if not empty and not unsplit:
         return
     found = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
     groups = len({sample["group"] for sample in samples})
     remedy = (
-        "the data set publishes no such split: use preprocess.split: by_group"
+        "the data set publishes no such split: use preprocess.split: by_patient or by_image"
         if config.split == "official"
-        else "add data, change the seed, or raise preprocess.test (a small number of groups may miss a split)"
+        else "add data, or raise preprocess.test (a small number of groups may miss a split)"
     )
     fault = (
         f"{' and '.join(empty)} would be empty" if empty else f"{unsplit:,} samples have no published split"
     )
     raise DataError(
         f"{fault}: {len(samples):,} samples in {groups:,} groups gave {found}, after "
-        f"{len(report.quarantined_ids):,} in quarantine; {remedy}"
+        f"{int((~report.accepted).sum()):,} in quarantine; {remedy}"
     )

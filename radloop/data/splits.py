@@ -1,25 +1,37 @@
-"""Splits by group that stay as they are when the data grows."""
+"""Splits that share no group, hold the same mix of strata, and stay as they are when the data grows."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
 
 
-def assign(groups: Iterable[str], seed: int, validation: float, test: float) -> dict[str, str]:
-    """Give each group its split by a keyed hash of its name.
+def stratified(
+    groups: Sequence[str],
+    strata: Sequence[str],
+    seed: int,
+    validation: float,
+    test: float,
+    kept: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Put whole groups into splits so that each split has its share of each stratum.
 
-    New groups never move an old one to another split, neither does their order, and a larger test
-    share keeps the old test groups. The price: the shares hold on average only (with n groups
-    within about sqrt(share * (1 - share) / n)), and a split of few groups may come out empty.
+    Groups are placed one by one, the largest first and equal ones in an order drawn by the seed,
+    each where it brings the counts closest to what they should be (smallest chi-square). The
+    order of the arguments does not matter.
 
     Args:
-        groups: Names of what must not be torn apart: image, study or patient.
-        seed: Another seed gives another, independent split.
-        validation: Share of groups, 0 to 1.
-        test: Share of groups, 0 to 1; `validation + test` is at most 1.
+        groups: (n,) what must not be torn apart, of each sample: image, study or patient.
+        strata: (n,) such as "closed, CHEST", of each sample.
+        seed: Another seed gives another split.
+        validation: Share of samples, 0 to 1.
+        test: Share of samples, 0 to 1; `validation + test` is at most 1.
+        kept: Splits of groups that stay where they are, as of an earlier, smaller data set.
 
     Returns:
         Group name to "train", "validation" or "test".
@@ -28,47 +40,70 @@ def assign(groups: Iterable[str], seed: int, validation: float, test: float) -> 
         raise ValueError(
             f"got validation {validation} and test {test}; needed are shares with a sum of at most 1"
         )
-
-    def split(group: str) -> str:
-        place = _place(group, seed)
-        if place < test:
-            return "test"
-        return "validation" if place < test + validation else "train"
-
-    return {group: split(group) for group in groups}
+    names, group_of = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
+    kinds, kind_of = np.unique(np.asarray(strata, object).astype(str), return_inverse=True)
+    counts = np.zeros((len(names), len(kinds)))
+    np.add.at(counts, (group_of, kind_of), 1)
+    wanted = np.outer([1 - validation - test, validation, test], counts.sum(0))
+    return _place(names.tolist(), counts, wanted, seed, dict(kept or {}))
 
 
-def merge(memberships: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
-    """Join groups that share a picture, so that no split can put it on both sides.
+def _place(
+    names: list[str],
+    counts: NDArray[np.float64],
+    wanted: NDArray[np.float64],
+    seed: int,
+    kept: dict[str, str],
+) -> dict[str, str]:
+    """Place (groups, strata) counts into splits so that these get close to (splits, strata) `wanted`."""
+    placed = {name: kept[name] for name in names if name in kept}
+    held = np.zeros_like(wanted)
+    for row, name in enumerate(names):
+        if name in placed:
+            held[SPLITS.index(placed[name])] += counts[row]
+    open_splits = np.flatnonzero(wanted.sum(1) > 0)
+    weight = 1 / np.maximum(wanted[open_splits], 1e-9)
+    sizes = counts.sum(1)
+    waiting = [row for row, name in enumerate(names) if name not in placed]
+    for row in sorted(waiting, key=lambda row: (-sizes[row], _draw(names[row], seed))):
+        present = np.flatnonzero(counts[row])
+        more = counts[row, present]
+        short = held[np.ix_(open_splits, present)] - wanted[np.ix_(open_splits, present)]
+        costs = ((2 * short + more) * more * weight[:, present]).sum(1)
+        best = int(open_splits[int(np.argmin(costs))])
+        held[best] += counts[row]
+        placed[names[row]] = SPLITS[best]
+    return placed
 
-    A joined group takes the smallest of its names. A new group that shares a picture with an old
-    one may therefore, alone among all additions, change the old one's split.
+
+def _draw(group: str, seed: int) -> bytes:
+    """What looks random but depends on the group's name and the seed only."""
+    return hashlib.blake2b(group.encode("utf-8", "replace"), key=str(seed).encode(), digest_size=8).digest()
+
+
+def connected(members: Sequence[Sequence[str]], alone: Sequence[str]) -> list[str]:
+    """Join samples that share a key, directly or through others, into groups.
 
     Args:
-        memberships: Pairs of a group and the pictures it uses.
+        members: Keys of each sample: pictures, a patient. No key may be in two groups.
+        alone: Name of the group of each sample that has no key.
 
     Returns:
-        Each group's joined name; its own where it shares nothing.
+        The group of each sample: the smallest of its keys.
     """
-    parent: dict[str, str] = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(node: str) -> str:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    groups = []
-    for group, pictures in memberships:
-        groups.append(group)
-        for node in [f"group:{group}", *(f"picture:{picture}" for picture in pictures)]:
-            low, high = sorted((root(f"group:{group}"), root(node)))  # "group:" sorts before "picture:"
-            parent[high] = low
-    return {group: root(f"group:{group}").removeprefix("group:") for group in groups}
-
-
-def _place(group: str, seed: int) -> float:
-    """A number in [0, 1) that looks random but depends on the group's name and the seed only."""
-    digest = hashlib.blake2b(group.encode(), key=str(seed).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    keys = sorted({key for some in members for key in some})
+    code = {key: number for number, key in enumerate(keys)}
+    edges = [(row, len(members) + code[key]) for row, some in enumerate(members) for key in some]
+    size = len(members) + len(keys)
+    rows, columns = np.array(edges, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(edges), bool), (rows, columns)), shape=(size, size))
+    _, labels = connected_components(graph, directed=False)
+    smallest: dict[int, str] = {}
+    for key, label in zip(keys, labels[len(members) :].tolist(), strict=True):
+        smallest.setdefault(label, key)
+    return [
+        smallest.get(label, name) for label, name in zip(labels[: len(members)].tolist(), alone, strict=True)
+    ]

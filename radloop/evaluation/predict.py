@@ -20,6 +20,8 @@ TUNED, BASE, CHAMPION, SHUFFLED, BLIND = SYSTEMS = ("tuned", "base", "champion",
 PREDICTIONS = pa.schema(
     [
         ("sample_id", pa.string()),
+        ("split", pa.string()),  # "test", or "held out" for what is scored as published only
+        ("published_test", pa.bool_()),
         ("group", pa.string()),
         ("image_id", pa.string()),  # that the question is about
         ("shown_image_id", pa.string()),  # that the system saw; null for blind
@@ -49,7 +51,8 @@ def predict(
     """Ask every system every test question; the tuned one also on shuffled images, and a blind one.
 
     Args:
-        data: Its test split is asked; the blind baseline learns from its train split.
+        data: Its test split is asked, and the published one where it is to be scored beside it; the
+            blind baseline learns from its train split.
         systems: "base", "tuned" and maybe "champion", each with what opens its engine. One engine
             is open at a time.
         config: Length of answers.
@@ -57,10 +60,10 @@ def predict(
 
     Returns:
         Table of schema `PREDICTIONS`, one row a system and sample, systems in the order of
-        `SYSTEMS`, samples in the order of the test split. "shuffled" is missing where the test
+        `SYSTEMS`, samples in the order of the data. "shuffled" is missing where the test
         split has a single image.
     """
-    samples = data.split("test")
+    samples = data.asked()
     own = [ids[0] for ids in samples["image_ids"].to_pylist()]
     other = shuffle_images(dict(zip(own, samples["group"].to_pylist(), strict=True)), seed)
     tables = {BLIND: _rows(samples, BLIND, BlindMajority(data.split("train")).answer(samples))}
@@ -123,7 +126,7 @@ def _rows(
         "prediction": texts,
         "confidence": confidences or [None] * len(texts),
     }
-    for name in ("group", "question", "answers", "question_type", "answer_type"):
+    for name in ("split", "published_test", "group", "question", "answers", "question_type", "answer_type"):
         columns[name] = samples[name]
     for name in REGISTRY:
         metric = get_metric(name)

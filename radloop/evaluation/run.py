@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
+
 from radloop.config import EvaluationConfig, ModelConfig
 from radloop.evaluation.page import render
 from radloop.evaluation.predict import BASE, CHAMPION, TUNED, Answerer, predict
@@ -43,8 +45,11 @@ def evaluate(
         name: partial(_open_engine, model, adapter, config.batch_images) for name, adapter in adapters.items()
     }
     predictions = predict(data, systems, config, seed)
-    metrics = {"fingerprint": data.fingerprint} | score(predictions, config, seed)
-    return EvaluationReport(predictions, metrics, render(data, predictions, metrics, seed))
+    test = predictions.filter(pc.equal(predictions["split"], "test"))
+    published = predictions.filter(predictions["published_test"])
+    metrics = {"fingerprint": data.fingerprint} | score(test, config, seed)
+    metrics["published"] = score(published, config, seed) if published.num_rows else None
+    return EvaluationReport(test, metrics, render(data, test, metrics, seed), published)
 
 
 def _open_engine(model: ModelConfig, adapter: Path | None, batch_images: int) -> Answerer:

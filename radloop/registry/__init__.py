@@ -18,6 +18,7 @@ from radloop.registry._versions import (
     champion,
     describe,
     names,
+    split_of,
     version,
     versions,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "register",
     "rollback",
     "set_bento",
+    "split_of",
     "version",
     "versions",
 ]

@@ -17,7 +17,7 @@ from mlflow.types import ColSpec, DataType, Schema
 import radloop
 from radloop.answering import AnswerConfig, requirements
 from radloop.registry._client import connect, find_experiment
-from radloop.registry._versions import CHALLENGER, Version, find, get, set_tags
+from radloop.registry._versions import CHALLENGER, SPLIT_FILE, Version, find, get, set_tags
 
 if TYPE_CHECKING:
     from radloop.training.adapter import Adapter
@@ -37,6 +37,7 @@ def register(
     *,
     tags: dict[str, str],
     metrics: dict[str, Any],
+    split: dict[str, str] | None = None,
     run_id: str | None = None,
 ) -> Version:
     """Register an adapter as a new version with the alias `challenger`.
@@ -50,6 +51,7 @@ def register(
         answering: How the adapter is to be asked.
         tags: What made it; `fingerprint`, `recipe` and `incumbent` belong to its identity.
         metrics: Scores, kept on the version so that one look-up lists them all.
+        split: Sample id to split, for the next run to keep; see `split_of`.
         run_id: MLflow run that trained it; None keeps the version without one.
 
     Raises:
@@ -66,7 +68,7 @@ def register(
                 if "promoted" not in known.tags:  # the run that made it was killed before it could decide
                     client.set_registered_model_alias(model_name, CHALLENGER, str(known.version))
                 return get(client, model_name, known.version)
-        model = _log_model(model_name, trained, answering, run_id)
+        model = _log_model(model_name, trained, answering, split or {}, run_id)
         tags["metrics"] = json.dumps(metrics, sort_keys=True)
         _create_model(client, model_name)
         created = client.create_model_version(
@@ -83,7 +85,9 @@ def set_bento(model_name: str, number: int, bento: str) -> None:
         set_tags(client, model_name, number, bento=bento)
 
 
-def _log_model(model_name: str, adapter: Adapter, answering: AnswerConfig, run_id: str | None) -> str:
+def _log_model(
+    model_name: str, adapter: Adapter, answering: AnswerConfig, split: dict[str, str], run_id: str | None
+) -> str:
     """Log the pyfunc with its adapter, and return the id of the logged model."""
     client = mlflow.MlflowClient()
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,6 +95,8 @@ def _log_model(model_name: str, adapter: Adapter, answering: AnswerConfig, run_i
         files.mkdir()
         adapter.save(files)
         answering.write(files)
+        # Beside the adapter, not in it: what is packaged for others must not list the samples.
+        (Path(scratch) / SPLIT_FILE).write_text(json.dumps(split))
         code = shutil.copytree(
             Path(radloop.__file__).parent,
             Path(scratch) / "radloop",
@@ -100,7 +106,7 @@ def _log_model(model_name: str, adapter: Adapter, answering: AnswerConfig, run_i
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(_PYFUNC),
-                artifacts={"adapter": str(files)},
+                artifacts={"adapter": str(files), "split": str(Path(scratch) / SPLIT_FILE)},
                 code_paths=[str(code)],
                 signature=_SIGNATURE,
                 pip_requirements=requirements("pandas"),

@@ -15,6 +15,7 @@ from radloop.errors import RegistryError
 from radloop.registry._client import connect
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+SPLIT_FILE = "split.json"
 METRICS = ("exact_match", "exact_match_base", "exact_match_blind", "exact_match_shuffled", "n")
 
 
@@ -67,6 +68,15 @@ def adapter_folder(version: Version) -> Path:
     with connect() as client:
         source = client.get_model_version_download_uri(version.name, str(version.version))
         return Path(mlflow.artifacts.download_artifacts(f"{source}/artifacts/adapter"))
+
+
+def split_of(version: Version) -> dict[str, str]:
+    """Return sample id to split, as the version was trained and tested."""
+    with connect() as client:
+        source = client.get_model_version_download_uri(version.name, str(version.version))
+        file = mlflow.artifacts.download_artifacts(f"{source}/artifacts/{SPLIT_FILE}")
+    split: dict[str, str] = json.loads(Path(file).read_text())
+    return split
 
 
 def describe(version: Version) -> dict[str, Any]:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from radloop.config import DEFAULT_CONFIG, RunConfig
+from radloop.config import DEFAULT_CONFIG, PreprocessConfig, RunConfig
 from radloop.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -42,13 +42,53 @@ def test_all_faults_are_reported_at_once_with_place_value_and_remedy() -> None:
 
 
 def test_names_and_options_of_the_registries_are_checked() -> None:
-    assert "unknown name 'vqa_rat'; known: phantoms, vqa_rad; did you mean 'vqa_rad'?" in faults(
-        {"data": {"adapter": "vqa_rat"}}
-    )
+    found = faults({"data": {"adapter": "vqa_rat"}})
+    assert "data.adapter: unknown name 'vqa_rat'; known: phantoms, vqa_rad, slake, " in found
+    assert found.endswith("did you mean 'vqa_rad'?")
     assert "data.options.train_imags: unknown key" in faults(
         {"data": {"adapter": "phantoms", "options": {"train_imags": 3}}}
     )
     assert "unknown name 'lava'" in faults(GOOD | {"model": {"family": "lava"}})
+
+
+def test_several_sources_are_checked_each_in_its_place() -> None:
+    sources = [{"adapter": "phantoms"}, {"adapter": "slake", "path": "x", "options": {"lang": "en"}}, {"path": "y"}]
+    found = faults({"data": {"sources": sources}})
+    assert "data.sources.1.options.lang: unknown key 'lang'; known: language" in found
+    assert "data.sources.2.adapter: is missing" in found
+    assert RunConfig.parse({"data": {"sources": sources[:1]}}, "here") == RunConfig.parse(
+        {"data": {"adapter": "phantoms"}}, "here"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({}, "data.adapter: is missing"),
+        ({"adapter": "phantoms", "worker": 2}, "data.worker: unknown key 'worker'; known: adapter, path, options"),
+        ({"adapter": "phantoms", "workers": 0}, "data.workers: Input should be greater than or equal to 1; got 0"),
+        ({"adapter": "phantoms", "engine": "dask"}, "data.engine: Input should be 'local' or 'ray'; got 'dask'"),
+        ({"adapter": 5}, "data.adapter: Input should be a valid string; got 5"),
+        ({"sources": []}, "data.sources: "),
+        ({"sources": "phantoms"}, "data.sources: "),
+        ({"sources": [{"adapter": "phantoms"}], "adapter": "phantoms"}, "data.adapter: unknown key"),
+    ],
+)
+def test_faults_of_a_single_source_are_named_as_they_are_written(data: object, words: str) -> None:
+    assert words in faults({"data": data})
+
+
+def test_prompts_take_question_and_context() -> None:
+    fill = PreprocessConfig().to_prompt
+    assert fill("Why?") == "Why?"
+    assert fill("{context}?", "BNP {question}") == "BNP {question}\n{context}?"
+    assert PreprocessConfig(prompt="Q: {question}\nA:").to_prompt("Why?", "left out") == "Q: Why?\nA:"
+
+
+def test_a_published_split_is_scored_beside_a_clean_one_only() -> None:
+    assert "score_published with split: official" in faults(
+        GOOD | {"preprocess": {"split": "official", "score_published": True}}
+    )
 
 
 @pytest.mark.parametrize("values", [None, [], "text", 3, {}, {"data": None}, {"data": []}])
@@ -69,7 +109,7 @@ def test_learning_rate_takes_positive_numbers_only(value: object) -> None:
 def test_environment_variables_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"data": {"adapter": "vqa_rad", "path": "$RADLOOP_TEST_ROOT/vqa_rad"}}
     monkeypatch.setenv("RADLOOP_TEST_ROOT", "/somewhere")
-    assert RunConfig.parse(data, "here").data.path == "/somewhere/vqa_rad"
+    assert RunConfig.parse(data, "here").data.sources[0].path == "/somewhere/vqa_rad"
     monkeypatch.delenv("RADLOOP_TEST_ROOT")
     assert "the environment variable RADLOOP_TEST_ROOT is not set" in faults(data)
 

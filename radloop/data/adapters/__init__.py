@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel
 
-from radloop.data.corpus import Corpus
-from radloop.errors import ConfigError
+from radloop.data.source import Source
+from radloop.errors import ConfigError, DataError
 
 REGISTRY = {
     "phantoms": "radloop.data.adapters.phantoms:Phantoms",
     "vqa_rad": "radloop.data.adapters.vqa_rad:VqaRad",
+    "slake": "radloop.data.adapters.slake:Slake",
+    "med_vqa": "radloop.data.adapters.med_vqa:MedVqa",
+    "vqa_med_2019": "radloop.data.adapters.vqa_med_2019:VqaMed2019",
+    "mimic_cxr": "radloop.data.adapters.mimic_cxr:MimicCxr",
+    "open_i": "radloop.data.adapters.open_i:OpenI",
+    "roco": "radloop.data.adapters.roco:Roco",
+    "ehrxqa": "radloop.data.adapters.ehrxqa:Ehrxqa",
+    "table": "radloop.data.adapters.table:Table",
+    "conversations": "radloop.data.adapters.conversations:Conversations",
 }
+
+_HUB_ID = r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?"
 
 
 class Adapter(Protocol):
-    """Reads one data set in the layouts it is published in."""
+    """Knows one data set in the layouts it is published in."""
 
     Options: type[BaseModel]
 
-    def read(self, path: str | None, options: Any) -> Corpus:
-        """Read everything under `path`: what is wrong with a row is kept for validation to find.
+    def open(self, path: str | None, options: Any) -> Source:
+        """Recognise the layout under `path`.
 
         Args:
-            path: File, folder or hub id; None where the adapter needs none.
+            path: File or folder; None where the adapter needs none.
             options: An instance of `Options`.
 
         Raises:
-            DataError: The source as a whole cannot be read: missing, empty, of another layout.
+            DataError: The source as a whole cannot be used: missing, empty, of another layout.
         """
 
 
@@ -47,7 +59,47 @@ def get_adapter(name: str) -> Adapter:
     return adapter
 
 
-def local_folder(path: str) -> Path | None:
-    """Return `path` as a folder if it is one here, else None (it may be a hub id)."""
-    folder = Path(path).expanduser()
-    return folder.resolve() if folder.is_dir() else None
+def need_path(path: str | None, adapter: str, layouts: str) -> Path:
+    """Return the file or folder that `path` names.
+
+    Args:
+        path: As the config has it; what is no path here but has the form owner/name or
+            owner/name@revision is fetched from the hub.
+        adapter: Its name, for the message.
+        layouts: What the adapter needs there, in words.
+
+    Raises:
+        DataError: There is none; the message says what is needed.
+    """
+    if not path:
+        raise DataError(f"data.path: is missing; {adapter} needs {layouts}")
+    found = Path(path).expanduser()
+    if found.exists():
+        return found.resolve()
+    if re.fullmatch(_HUB_ID, path):
+        return _fetch(path, f"{adapter} needs {layouts}")
+    raise DataError(f"{path}: no such file or folder; {adapter} needs {layouts}")
+
+
+def _fetch(path: str, needed: str) -> Path:
+    """Return the local copy of a data set of the Hugging Face hub, made by the first call."""
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = path.partition("@")
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision or None, etag_timeout=5))
+    except Exception as error:  # the library raises its own, the network's and the file system's errors
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path}: no such file or folder here, and the Hugging Face hub did not give it ({reason}). "
+            f"Where there is no network: `hf download {name} --repo-type dataset --local-dir DIR` elsewhere, "
+            f"then name DIR; {needed}"
+        ) from None
+
+
+def no_such_layout(path: Path, adapter: str, layouts: str) -> DataError:
+    """Return the error for a file or folder that is there but holds something else."""
+    if path.is_file():
+        return DataError(f"{path}: is a file of another kind; {adapter} needs {layouts}")
+    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+    return DataError(f"{path}: holds {found}; {adapter} needs {layouts}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from radloop.data.corpus import Corpus
 from radloop.data.phantoms import Phantom, Stream, caption, make_phantom, questions, report
-from radloop.data.sources import ImageTable
+from radloop.data.source import Images, Source, Unit
 from radloop.errors import DataError
 
+_IMAGES_PER_UNIT = 50
 _SPLITS = {"train": Stream.TRAIN, "validation": Stream.VALIDATION, "test": Stream.TEST}
 
 
@@ -37,29 +39,39 @@ class Phantoms:
             ("vqa",), min_length=1, description="vqa: 7 or 8 questions an image; report, caption: one each"
         )
 
-    def read(self, path: str | None, options: Options) -> Corpus:
-        """Generate the corpus.
+    def open(self, path: str | None, options: Options) -> Source:
+        """Return the generator.
 
         Raises:
             DataError: A path is given.
         """
         if path:
             raise DataError(f"data.path: got {path!r}, but phantoms are generated, not read; leave it out")
-        images = ImageTable()
-        samples: list[dict[str, Any]] = []
+        return _Generator(options)
+
+
+@dataclass(frozen=True)
+class _Generator(Source):
+    options: Phantoms.Options
+
+    def units(self) -> Iterator[Unit]:
         for split, count in (
-            ("train", options.train_images),
-            ("validation", options.validation_images),
-            ("test", options.test_images),
+            ("train", self.options.train_images),
+            ("validation", self.options.validation_images),
+            ("test", self.options.test_images),
         ):
-            for index in range(count):
-                phantom = make_phantom(_SPLITS[split], options.seed, index, options.size)
-                image_id = images.add_bytes(
-                    phantom.png(), phantom.name, modality="XR", body_part="CHEST", view="PA",
-                    study=phantom.name, patient=phantom.name,
-                )  # fmt: skip
-                samples += _samples(phantom, split, image_id, options)
-        return Corpus.of(images.rows, samples)
+            for start in range(0, count, _IMAGES_PER_UNIT):
+                rows = tuple((split, index) for index in range(start, min(start + _IMAGES_PER_UNIT, count)))
+                yield Unit(split, start + 1, rows)
+
+    def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
+        split, index = row
+        phantom = make_phantom(_SPLITS[split], self.options.seed, index, self.options.size)
+        image_id = images.inline(
+            phantom.png(), phantom.name, modality="XR", body_part="CHEST", view="PA",
+            study=phantom.name, patient=phantom.name,
+        )  # fmt: skip
+        return _samples(phantom, split, image_id, self.options)
 
 
 def _samples(phantom: Phantom, split: str, image_id: str, options: Phantoms.Options) -> list[dict[str, Any]]:
@@ -91,8 +103,10 @@ def _samples(phantom: Phantom, split: str, image_id: str, options: Phantoms.Opti
     shared = {
         "dataset": "phantoms",
         "split": split,
-        "group": image_id,
+        "patient": phantom.name,
+        "study": phantom.name,
+        "labels": list(phantom.findings),
         "image_ids": [image_id],
         "language": "en",
     }
-    return [{**shared, "source": phantom.name, **row} for row in rows]
+    return [shared | row for row in rows]

@@ -1,31 +1,64 @@
 """VQA-RAD: 2,248 questions of clinicians about 314 radiology images.
 
 Source: Lau et al., "A dataset of clinically generated visual questions and answers about radiology
-images", Scientific Data 5:180251 (2018). Two layouts are read: the original release, and the parquet
-columns image / question / answer of its copies on the Hugging Face hub.
+images", Scientific Data 5:180251 (2018). Read are the original release in each of its three files, the
+variant with 1,267 more questions that came with MEVF (Nguyen et al., MICCAI 2019), and the parquet
+columns image / question / answer of copies on the Hugging Face hub.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from radloop.data.adapters import local_folder
-from radloop.data.corpus import Corpus
-from radloop.data.sources import ImageTable, answer_type_of, clean_text, read_json_rows
+from radloop.data.adapters import need_path, no_such_layout
+from radloop.data.reading import (
+    ParquetFolder,
+    answer_type_of,
+    as_object,
+    clean_text,
+    encoded_image,
+    file_name,
+    read_json,
+    read_workbook,
+    read_xml_rows,
+    some,
+)
+from radloop.data.source import Images, Source, Unit, in_units
 from radloop.errors import DataError
 
 RELEASE_FILE = "VQA_RAD Dataset Public.json"
 RELEASE_IMAGES = "VQA_RAD Image Folder"
-_LAYOUTS = f"either '{RELEASE_FILE}' with '{RELEASE_IMAGES}' beside it, or the hub's data/*.parquet"
+MEVF_SPLITS = {"trainset.json": "train", "testset.json": "test"}
+# The workbook's names for the columns of the other two files.
+WORKBOOK_COLUMNS = {
+    "QID_unique": "qid",
+    "QID_para": "phrase_type",
+    "QID_linked": "qid_linked_id",
+    "IMAGEID_case": "image_case_url",
+    "IMAGEID": "image_name",
+    "IMAGEORGAN": "image_organ",
+    "EVALUATION": "evaluation",
+    "QUESTION": "question",
+    "Q_REPHASE": "question_rephrase",
+    "Q_RELATION": "question_relation",
+    "Q_FRAMED": "question_frame",
+    "Q_TYPE": "question_type",
+    "ANSWER": "answer",
+    "A_TYPE": "answer_type",
+}
+_LAYOUTS = (
+    f"'{RELEASE_FILE}' (or .xlsx, .xml) with '{RELEASE_IMAGES}' beside it, mevf_data_RAD/trainset.json and "
+    "testset.json, or the hub's data/*.parquet"
+)
 _RELEASE_KEYS = ("qid", "phrase_type", "image_name", "question", "answer")
-_HUB_COLUMNS = ("image", "question", "answer")
+_WORKBOOK_KEYS = ("QID_unique", "QID_para", "IMAGEID", "QUESTION", "ANSWER")
+# VQA-Med 2019 has been published under the same file names, but without organs.
+_MEVF_KEYS = (*_RELEASE_KEYS, "image_organ")
 
 _SPLITS = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
 _BODY_PARTS = {"ABD": "ABDOMEN"}
@@ -47,89 +80,153 @@ _QUESTION_TYPES = {
 
 
 class VqaRad:
-    """Adapter of VQA-RAD; the layout is recognised by itself.
+    """Adapter of VQA-RAD.
 
-    Decisions: the split comes from `phrase_type` ("test_" prefix); a question with several types
-    ("POS, PRES") counts under the first; the image is the group, because questions share it.
+    Decisions: the split comes from `phrase_type` ("test_" prefix), of MEVF from the file; a question with
+    several types ("POS, PRES") counts under the first. MEVF numbers its questions anew, so its ids are
+    others than the release's.
     """
 
     class Options(BaseModel):
-        """None: both layouts are complete as published."""
+        """Which of several layouts in one folder."""
 
         model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def read(self, path: str | None, options: Options) -> Corpus:
-        """Read a release folder, a folder of parquet files, or a hub id.
+        layout: Literal["auto", "json", "xlsx", "xml", "mevf", "hub"] = Field(
+            "auto", description="auto: the first one that is there, in this order"
+        )
+
+    def open(self, path: str | None, options: Options) -> Source:
+        """Recognise a release folder or a folder of parquet files.
 
         Raises:
-            DataError: No such source, or none of the two layouts.
+            DataError: No such source, none of the layouts, or not the one that the options name.
         """
-        if not path:
-            raise DataError(f"data.path: is missing; vqa_rad needs a folder with {_LAYOUTS}; or a hub id")
-        folder = local_folder(path)
-        if folder is None:
-            if Path(path).expanduser().exists():
-                raise DataError(f"{path}: is a file; name the folder with {_LAYOUTS}")
-            if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
-                raise DataError(f"{path}: no such folder; vqa_rad needs {_LAYOUTS}")
-            return _read_parquet(path, None)
-        if (folder / RELEASE_FILE).exists():
-            return _read_release(folder)
-        if next(folder.glob("**/*.parquet"), None):
-            return _read_parquet(path, folder)
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise DataError(f"{path}: holds {found}; vqa_rad needs {_LAYOUTS}")
+        folder = need_path(path, "vqa_rad", _LAYOUTS)
+        if not folder.is_dir():
+            raise no_such_layout(folder, "vqa_rad", _LAYOUTS)
+        for layout in ("json", "xlsx", "xml", "mevf", "hub"):
+            if options.layout in ("auto", layout) and (source := _source(folder, layout)):
+                return source
+        if options.layout == "auto":
+            raise no_such_layout(folder, "vqa_rad", _LAYOUTS)
+        raise no_such_layout(folder, f"vqa_rad with layout: {options.layout}", _LAYOUTS)
 
 
-def _read_release(folder: Path) -> Corpus:
-    image_folder = folder / RELEASE_IMAGES
-    if not image_folder.is_dir():
-        raise DataError(f"{folder}: has no folder '{RELEASE_IMAGES}'; copy it beside '{RELEASE_FILE}'")
-    images = ImageTable()
-    samples = []
-    for number, row in enumerate(read_json_rows(folder / RELEASE_FILE, _RELEASE_KEYS)):
-        samples.append(_release_sample(number, row, image_folder, images))
-    return Corpus.of(images.rows, samples)
+def _source(folder: Path, layout: str) -> Source | None:
+    if layout == "hub":
+        has_parquet = next(folder.rglob("*.parquet"), None)
+        return _Hub(ParquetFolder(folder, ("image", "question", "answer"))) if has_parquet else None
+    if layout == "mevf":
+        for place in (folder, folder / "mevf_data_RAD", folder / "data_RAD"):
+            if files := tuple(name for name in MEVF_SPLITS if (place / name).exists()):
+                return _Release(place, files, _image_folder(place, place.parent))
+        return None
+    file = Path(RELEASE_FILE).with_suffix(f".{layout}").name
+    return _Release(folder, (file,), _image_folder(folder)) if (folder / file).exists() else None
 
 
-def _release_sample(number: int, row: Any, image_folder: Path, images: ImageTable) -> dict[str, Any]:
-    notes: list[str] = []
-    source = f"{RELEASE_FILE} row {number + 1}"
-    if not isinstance(row, dict):
-        notes.append(f"row: is {type(row).__name__}, not an object")
-        row = {}
-    question = clean_text(row.get("question"), "question", notes)
-    answer = clean_text(row.get("answer"), "answer", notes)
-    phrase_type = clean_text(row.get("phrase_type"), "phrase_type", notes)
-    name = clean_text(row.get("image_name"), "image_name", notes)
-    unnoted: list[str] = []  # optional columns, and qid, whose type does not matter
-    organ = clean_text(row.get("image_organ"), "image_organ", unnoted).upper()
-    case = clean_text(row.get("image_case_url"), "image_case_url", unnoted)
-    qid = clean_text(row.get("qid"), "qid", unnoted)
-    image_id = ""
-    if name:
-        image_id = images.add_file(
-            image_folder,
-            name,
-            notes,
-            body_part=_BODY_PARTS.get(organ, organ),
-            study=case.rpartition("id=")[2],
-        )
-    return {
-        "id": f"vqa_rad-{qid}" if qid else "",
-        "dataset": "vqa_rad",
-        "split": _SPLITS.get(phrase_type.lower(), phrase_type),
-        "group": image_id,
-        "image_ids": [image_id] if image_id else [],
-        "task": "vqa",
-        "question": question,
-        "answers": [answer] if answer else [],
-        "answer_type": _answer_type(row.get("answer_type"), answer, notes),
-        "question_type": _question_type(row.get("question_type"), notes),
-        "language": "en",
-        "source": source,
-        "notes": notes,
-    }
+def _image_folder(*places: Path) -> Path:
+    folders = [place / name for place in places for name in (RELEASE_IMAGES, "images")]
+    for folder in folders:
+        if folder.is_dir():
+            return folder
+    raise DataError(
+        f"{places[0]}: its images are in none of {some(folders)}; copy the folder '{RELEASE_IMAGES}' there"
+    )
+
+
+@dataclass(frozen=True)
+class _Release(Source):
+    folder: Path
+    files: tuple[str, ...]
+    images: Path
+
+    def units(self) -> Iterator[Unit]:
+        for file in self.files:
+            yield from in_units(file, _read(self.folder / file))
+
+    def rows(self, unit: Unit) -> Iterator[Any]:
+        return ((unit.file, row) for row in unit.rows)
+
+    def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
+        notes: list[str] = []
+        file, fields = row
+        fields = as_object(fields, notes)
+        phrase_type = clean_text(fields.get("phrase_type"), "phrase_type", notes)
+        name = file_name(fields.get("image_name"), "image_name", notes)
+        unnoted: list[str] = []  # optional columns, and qid, whose type does not matter
+        organ = clean_text(fields.get("image_organ"), "image_organ", unnoted).upper()
+        case = clean_text(fields.get("image_case_url"), "image_case_url", unnoted).rpartition("id=")[2]
+        qid = clean_text(fields.get("qid"), "qid", unnoted)
+        question = clean_text(fields.get("question"), "question", notes)
+        answer = clean_text(fields.get("answer"), "answer", notes)
+        image_ids = []
+        if name:
+            body_part = _BODY_PARTS.get(organ, organ)
+            image_ids = [images.file(self.images, name, body_part=body_part, study=case)]
+        yield {
+            "id": f"vqa_rad-{'mevf-' if file in MEVF_SPLITS else ''}{qid}" if qid else "",
+            "dataset": "vqa_rad",
+            "split": MEVF_SPLITS.get(file) or _SPLITS.get(phrase_type.lower(), phrase_type),
+            "study": case,
+            "image_ids": image_ids,
+            "task": "vqa",
+            "question": question,
+            "answers": [answer] if answer else [],
+            "answer_type": _answer_type(fields.get("answer_type"), answer, notes),
+            "question_type": _question_type(fields.get("question_type"), notes),
+            "language": "en",
+            "notes": notes,
+        }
+
+
+def _read(path: Path) -> Iterator[Any]:
+    if path.suffix == ".xml":
+        return read_xml_rows(path, _RELEASE_KEYS)
+    if path.suffix == ".xlsx":
+        return (_from_workbook(row) for row in read_workbook(path, _WORKBOOK_KEYS))
+    return read_json(path, _MEVF_KEYS if path.name in MEVF_SPLITS else _RELEASE_KEYS)
+
+
+def _from_workbook(row: dict[str | None, Any]) -> dict[str | None, Any]:
+    """Rename the columns, and cut the address of an image on the web to the name of its file."""
+    named = {WORKBOOK_COLUMNS.get(name, name) if name else name: value for name, value in row.items()}
+    address = named.get("image_name")
+    if isinstance(address, str) and "://" in address:
+        named["image_name"] = address.rpartition("/")[2]
+    return named
+
+
+@dataclass(frozen=True)
+class _Hub(Source):
+    parquet: ParquetFolder
+
+    def units(self) -> Iterator[Unit]:
+        return self.parquet.units()
+
+    def rows(self, unit: Unit) -> Iterator[Any]:
+        # The hub's copies have no id: file and row make one.
+        for number, row in enumerate(self.parquet.rows(unit), unit.first):
+            yield row | {"id": f"{unit.file.removesuffix('.parquet')}-{number}"}
+
+    def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
+        notes: list[str] = []
+        data, name = encoded_image(row["image"])
+        question = clean_text(row["question"], "question", notes)
+        answer = clean_text(row["answer"], "answer", notes)
+        yield {
+            "id": f"vqa_rad-{row['id']}",
+            "dataset": "vqa_rad",
+            "split": row["split"],
+            "image_ids": [images.inline(data, name or row["id"])],
+            "task": "vqa",
+            "question": question,
+            "answers": [answer] if answer else [],
+            "answer_type": answer_type_of(answer),
+            "language": "en",
+            "notes": notes,
+        }
 
 
 def _answer_type(value: Any, answer: str, notes: list[str]) -> str:
@@ -147,77 +244,3 @@ def _question_type(value: Any, notes: list[str]) -> str:
     if len(types) > 1:
         notes.append(f"question_type: the first of {', '.join(types)}")
     return types[0]
-
-
-def _read_parquet(path: str, folder: Path | None) -> Corpus:
-    images = ImageTable()
-    samples = []
-    for split, number, row in _parquet_rows(path, folder):
-        notes: list[str] = []
-        source = f"{split} row {number + 1}"
-        data, name = _encoded(row["image"])
-        image_id = images.add_bytes(data, name or source)
-        question = clean_text(row["question"], "question", notes)
-        answer = clean_text(row["answer"], "answer", notes)
-        samples.append(
-            {
-                "id": f"vqa_rad-{split}-{number}",
-                "dataset": "vqa_rad",
-                "split": split,
-                "group": image_id,
-                "image_ids": [image_id],
-                "task": "vqa",
-                "question": question,
-                "answers": [answer] if answer else [],
-                "answer_type": answer_type_of(answer),
-                "language": "en",
-                "source": source,
-                "notes": notes,
-            }
-        )
-    return Corpus.of(images.rows, samples)
-
-
-def _parquet_rows(path: str, folder: Path | None) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    import datasets  # a second of import that the other layout does not need
-
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else even a local folder is reported to a server
-    try:
-        if folder:  # streamed: no second copy of the images in a cache
-            splits = datasets.load_dataset("parquet", data_dir=str(folder), streaming=True)
-        else:
-            splits = datasets.load_dataset(path)
-        for split, rows in splits.items():
-            columns = rows.column_names or []
-            if missing := [name for name in _HUB_COLUMNS if name not in columns]:
-                raise DataError(
-                    f"{path}: split {split!r} lacks the columns {', '.join(missing)}; found: "
-                    f"{', '.join(columns)}; needed: {', '.join(_HUB_COLUMNS)}"
-                )
-            rows = rows.select_columns(list(_HUB_COLUMNS))
-            if isinstance((rows.features or {}).get("image"), datasets.Image):
-                rows = rows.cast_column("image", datasets.Image(decode=False))
-            for number, row in enumerate(rows):
-                yield str(split), number, row
-    except DataError:
-        raise
-    except Exception as error:  # the library raises its own, pyarrow's, the hub's and the network's errors
-        reason = " ".join(str(error).split())[:300]
-        if folder:
-            raise DataError(f"{path}: its parquet files cannot be read: {reason}") from None
-        raise DataError(
-            f"{path}: is no folder here, and the Hugging Face hub did not give it ({reason}); check the "
-            "name and the network, or give a local folder"
-        ) from None
-
-
-def _encoded(value: Any) -> tuple[bytes | None, str]:
-    """Return (encoded file, name) of an image cell: bytes, {"bytes", "path"} or a decoded image."""
-    if isinstance(value, dict):
-        data, name = value.get("bytes"), value.get("path")
-        return data if isinstance(data, bytes) else None, name if isinstance(name, str) else ""
-    if isinstance(value, Image.Image):
-        buffer = io.BytesIO()
-        value.save(buffer, "PNG")
-        return buffer.getvalue(), ""
-    return value if isinstance(value, bytes) else None, ""

@@ -10,8 +10,7 @@ import pytest
 from radloop.config import DataConfig, ValidationConfig
 from radloop.data.corpus import Corpus
 from radloop.data.ingest import ingest
-from radloop.data.quality import validate
-from radloop.data.quality_report import ValidationReport
+from radloop.data.quality import ValidationReport, validate
 
 
 @pytest.fixture(scope="session")

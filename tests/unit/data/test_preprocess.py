@@ -14,7 +14,7 @@ from radloop.data.corpus import Corpus
 from radloop.data.imaging import to_png
 from radloop.data.prepared import PREPARED_SAMPLES, PreparedData
 from radloop.data.preprocess import preprocess
-from radloop.data.quality_report import FINDINGS, ValidationReport
+from radloop.data.quality.report import FINDINGS, ValidationReport
 from radloop.errors import DataError
 
 

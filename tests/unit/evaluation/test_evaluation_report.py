@@ -21,7 +21,12 @@ def test_round_trip(tmp_path: Path) -> None:
     found = report(prepared(), base=habit, tuned=sees)
     assert isinstance(found, Artifact)
     found.save(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"predictions.arrow", "metrics.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "predictions.arrow",
+        "published.arrow",
+        "metrics.json",
+        "report.html",
+    }
     again = EvaluationReport.load(tmp_path)
     assert again == found
     assert again.views() == {"report.html": found.page}

@@ -1,0 +1,247 @@
+"""From what the workers found to the two tables of a corpus, batch by batch.
+
+Three passes: rows to samples that name their images by key; each distinct image looked at once;
+then the keys in the samples are replaced by content hashes, and the fingerprint is taken.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import sqlite3
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from radloop.data.corpus import IMAGES, SAMPLES, Corpus, Fingerprint, TableWriter, scratch_folder
+from radloop.data.ingest.cleaning import Cleaner
+from radloop.data.ingest.engines import Engine
+from radloop.data.ingest.index import Index
+from radloop.data.ingest.work import PART, Part, look_at, read_unit
+from radloop.data.source import ImageRef, Source, Unit
+from radloop.errors import DataError
+from radloop.source import code_hash
+
+_IMAGES_PER_TASK = 32
+_SCHEMA = """
+CREATE TABLE refs (number INTEGER PRIMARY KEY, key TEXT UNIQUE, ref TEXT, id TEXT);
+CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+@dataclass
+class Touched:
+    """How much of the sources an ingest had to read.
+
+    Attributes:
+        rows, images: In all, images that are the same counted once.
+        new_rows, new_images: Those that had to be read; pictures inside rows, as in parquet, always are.
+    """
+
+    rows: int = 0
+    new_rows: int = 0
+    images: int = 0
+    new_images: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows:,} rows ({self.new_rows:,} new or changed), "
+            f"{self.images:,} images ({self.new_images:,} read)"
+        )
+
+
+def assemble(
+    sources: list[Source], engine: Engine, index: Index, *, deidentify: bool
+) -> tuple[Corpus, Touched]:
+    """Read all sources into one corpus.
+
+    Raises:
+        DataError: A source cannot be read, or the disk is full.
+    """
+    folder = scratch_folder()
+    try:
+        with _Assembly(folder, engine, index, Cleaner.load() if deidentify else None) as assembly:
+            for source in sources:
+                assembly.read(source)
+            assembly.look()
+            assembly.join()
+    except (OSError, pa.ArrowException, sqlite3.OperationalError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "full" in str(error).lower():
+            raise DataError(
+                f"{folder}: the disk is full; free some space, or name another folder in RADLOOP_HOME"
+            ) from None
+        raise
+    return Corpus.load(folder), assembly.touched
+
+
+class _Assembly:
+    def __init__(self, folder: Path, engine: Engine, index: Index, cleaner: Cleaner | None) -> None:
+        self.folder, self.engine, self.index, self.cleaner = folder, engine, index, cleaner
+        self.touched = Touched()
+        self.left_out: Counter[str] = Counter()
+        self.removed: Counter[str] = Counter()
+        self.fingerprint = Fingerprint()
+        self.notebook = sqlite3.connect(folder / "notebook.sqlite")  # which key is which image
+        self.notebook.execute("PRAGMA synchronous = OFF")
+        self.notebook.execute("PRAGMA journal_mode = OFF")
+        self.notebook.execute("PRAGMA cache_size = -16000")
+        self.notebook.executescript(_SCHEMA)
+        self.parts = TableWriter(folder / "parts.arrow", PART)
+        self.images = TableWriter(folder / "images.arrow", IMAGES)
+
+    def __enter__(self) -> _Assembly:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.parts.close()
+        self.images.close()
+        self.notebook.close()
+        for name in ("parts.arrow", "notebook.sqlite"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def read(self, source: Source) -> None:
+        """First pass."""
+        units = _Units(source, self.index, self.cleaner)
+        for file, first, part in units.parts(self.engine):
+            self.touched.rows += part.num_rows
+            self.left_out += part.left_out
+            self.removed += part.removed
+            self.parts.write(_placed(part.samples, file, first))
+            self._note(part.refs)
+            self._add_images(part.images)
+            self.touched.new_images += len(part.images)
+        self.touched.new_rows += units.new_rows
+
+    def look(self) -> None:
+        """Second pass."""
+        tasks = ((refs, self.index.path, self.cleaner) for refs in self._unknown())
+        for look in self.engine.map(look_at, tasks):
+            self.touched.new_images += look.num_read
+            self.removed += look.removed
+            self.index.keep_images(look.fresh)
+            self._add_images(look.images)
+
+    def join(self) -> None:
+        """Third pass."""
+        self.parts.close()
+        self.images.close()
+        with TableWriter(self.folder / "samples.arrow", SAMPLES) as samples:
+            for batch in _batches(self.folder / "parts.arrow"):
+                digests = batch["digest"].to_pylist()
+                keys = batch["image_ids"].to_pylist()
+                known = self._ids({key for some in keys for key in some})
+                ids = [[known[key] for key in some] for some in keys]
+                for digest, some in zip(digests, ids, strict=True):
+                    self.fingerprint.add_sample(digest, some)
+                column = SAMPLES.get_field_index("image_ids")
+                table = pa.Table.from_batches([batch]).drop_columns(["digest"])
+                samples.write(
+                    table.set_column(column, SAMPLES.field(column), pa.array(ids, SAMPLES.field(column).type))
+                )
+        Corpus.write_facts(
+            self.folder, self.fingerprint.hexdigest(), self.touched.rows, self.left_out, self.removed
+        )
+
+    def _note(self, refs: list[ImageRef]) -> None:
+        rows = [(ref.key, json.dumps([ref.root, ref.name, ref.columns])) for ref in refs]
+        self.notebook.executemany("INSERT OR IGNORE INTO refs (key, ref) VALUES (?, ?)", rows)
+
+    def _unknown(self) -> Iterator[list[ImageRef]]:
+        """Yield the images that have no id yet, a task at a time."""
+        last = 0
+        while rows := self.notebook.execute(
+            "SELECT number, key, ref FROM refs WHERE number > ? AND id IS NULL ORDER BY number LIMIT ?",
+            (last, _IMAGES_PER_TASK),
+        ).fetchall():
+            last = rows[-1][0]
+            parsed = [(key, *json.loads(ref)) for _, key, ref in rows]
+            yield [ImageRef(key, root, name, None, columns) for key, root, name, columns in parsed]
+
+    def _add_images(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Keep each image content once, and which key it had."""
+        new = []
+        for row in rows:
+            key = row.pop("key")
+            self.notebook.execute(
+                "INSERT INTO refs (key, id) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET id = excluded.id",
+                (key, row["id"]),
+            )
+            if self.notebook.execute("INSERT OR IGNORE INTO ids VALUES (?)", (row["id"],)).rowcount:
+                new.append(row)
+                self.touched.images += 1
+                self.fingerprint.add_image(row)
+        if new:
+            self.images.write(pa.Table.from_pylist(new, schema=IMAGES))
+
+    def _ids(self, keys: set[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        wanted = iter(keys)
+        while some := list(itertools.islice(wanted, 500)):
+            marks = ", ".join("?" * len(some))
+            query = f"SELECT key, id FROM refs WHERE key IN ({marks})"  # noqa: S608
+            found |= dict(self.notebook.execute(query, some).fetchall())
+        return found
+
+
+class _Units:
+    """The units of a source; those that an earlier ingest has read come from the index."""
+
+    def __init__(self, source: Source, index: Index, cleaner: Cleaner | None) -> None:
+        self.source, self.index, self.cleaner = source, index, cleaner
+        self.new_rows = 0
+        maker = f"{type(source).__module__} {source!r} {code_hash('data')} {cleaner.fingerprint if cleaner else ''}"
+        self._maker = maker.encode("utf-8", "replace")
+
+    def parts(self, engine: Engine) -> Iterator[tuple[str, int, Part]]:
+        """Yield file and number of the first row of each unit with what it gave, in the source's order."""
+        # The engine asks for tasks ahead of its results, and known units are no tasks: both wait here.
+        waiting: deque[tuple[str, int, bytes, bool]] = deque()
+
+        def tasks() -> Iterator[tuple[Source, Unit, Cleaner | None]]:
+            for unit in self.source.units():
+                key = self._key(unit)
+                known = self.index.has_unit(key)
+                waiting.append((unit.file, unit.first, key, known))
+                if not known:
+                    yield self.source, unit, self.cleaner
+
+        def known_parts() -> Iterator[tuple[str, int, Part]]:
+            while waiting and waiting[0][3]:
+                file, first, key, _ = waiting.popleft()
+                yield file, first, Part.from_bytes(self.index.unit(key))
+
+        for part in engine.map(read_unit, tasks()):
+            yield from known_parts()
+            file, first, key, _ = waiting.popleft()
+            self.new_rows += part.num_rows
+            if not part.images:  # pictures inside the rows would fill the index
+                self.index.keep_unit(key, part.to_bytes())
+            yield file, first, part
+        yield from known_parts()
+
+    def _key(self, unit: Unit) -> bytes:
+        content = repr((unit.file, unit.first == 0, unit.rows)).encode("utf-8", "replace")
+        return hashlib.sha256(self._maker + content).digest()
+
+
+def _placed(samples: pa.Table, file: str, first: int) -> pa.Table:
+    """Fill in where the rows of a unit are, now that it is known how many lie before them."""
+    rows = pc.add(samples["row"], first) if first else pa.array([0] * samples.num_rows, pa.int64())
+    at = SAMPLES.get_field_index("row")
+    samples = samples.set_column(at, SAMPLES.field(at), rows)
+    at = SAMPLES.get_field_index("file")
+    return samples.set_column(at, SAMPLES.field(at), pa.array([file] * samples.num_rows, pa.string()))
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    # Not memory-mapped: pages that are read once would count as memory of this process.
+    with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)

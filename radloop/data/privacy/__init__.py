@@ -1,0 +1,11 @@
+"""De-identification: what names a patient is removed or replaced before anything is stored.
+
+What was removed is counted by kind and never printed, logged or put into an error message.
+"""
+
+from radloop.data.privacy.burnt_in import has_burnt_in_text
+from radloop.data.privacy.dicom import clean_dicom
+from radloop.data.privacy.pseudonyms import Pseudonyms, load_key
+from radloop.data.privacy.text import scrub
+
+__all__ = ["Pseudonyms", "clean_dicom", "has_burnt_in_text", "load_key", "scrub"]

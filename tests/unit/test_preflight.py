@@ -1,0 +1,118 @@
+"""`radloop check --dataset` and `radloop phantoms`, as typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from radloop.cli import app
+from radloop.data.adapters import REGISTRY
+from radloop.data.phantoms.formats import names
+from radloop.errors import ConfigError, RadloopError
+
+RUN = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RADLOOP_HOME", str(tmp_path / "home"))
+
+
+def written(folder: Path, layout: str) -> Path:
+    done = RUN.invoke(app, ["phantoms", "--format", layout, str(folder), "--train", "4", "--validation", "2",
+                            "--test", "2", "--size", "48"])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def check(*arguments: str) -> tuple[int, dict[str, Any]]:
+    done = RUN.invoke(app, ["check", *arguments, "--json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+OPTIONS = {"dicom": ["--option", "table=questions.csv"]}
+
+
+@pytest.mark.parametrize("layout", names())
+def test_every_layout_is_written_and_checked(tmp_path: Path, layout: str) -> None:
+    dataset = layout.partition(":")[0]
+    folder = written(tmp_path / "data", layout)
+    code, found = check("--dataset", dataset, str(folder), *OPTIONS.get(dataset, []))
+    assert code == 0, found
+    assert found["accepted"] == found["samples"] > 0
+    assert found["images"] == {"roco:chest": 6, "vqa_med_2019:mevf": 6}.get(layout, 8)
+    assert (found["quarantined"], found["rejected"]) == ({}, [])
+    assert found["rows"] >= sum(found["left_out"].values())
+
+
+def test_every_adapter_but_the_generator_has_a_format() -> None:
+    assert {layout.partition(":")[0] for layout in names()} == set(REGISTRY) - {"phantoms"}
+
+
+def test_the_json_has_what_was_promised(tmp_path: Path) -> None:
+    _, found = check("--dataset", "vqa_rad", str(written(tmp_path / "data", "vqa_rad")))
+    assert {"rows", "images", "accepted", "quarantined", "leakage", "duplicates"} <= set(found)
+    assert {"test_samples", "patient", "study", "image", "near_image", "text"} <= set(found["leakage"])
+    assert {"pixels", "near_pixels", "questions", "contested", "across_datasets"} == set(found["duplicates"])
+
+
+def test_unusable_data_is_exit_2_with_the_reasons(tmp_path: Path) -> None:
+    folder = written(tmp_path / "data", "slake")
+    for image in (folder / "imgs").rglob("source.jpg"):
+        image.unlink()
+    code, found = check("--dataset", "slake", str(folder))
+    assert code == 2
+    assert found["quarantined"] == {"image file is missing": found["samples"]}
+    assert "are quarantined" in found["rejected"][0]
+    done = RUN.invoke(app, ["check", "--dataset", "slake", str(folder)])
+    assert done.exit_code == 2
+    assert "image file is missing; copy the file" in done.output
+    assert "first: train.json row 1: " in done.output
+
+
+def test_what_cannot_be_read_at_all_is_one_message(tmp_path: Path) -> None:
+    code, found = check("--dataset", "slake", str(tmp_path / "none"))
+    assert (code, list(found)) == (2, ["error"])
+    for arguments, words in (
+        (["--dataset", "slak", "x"], "unknown adapter 'slak'; known: "),
+        (["--dataset", "slake", str(tmp_path / "none")], "no such file or folder"),
+        (["--dataset", "slake", str(tmp_path), "--option", "language"], "needed is KEY=VALUE"),
+        (["--dataset", "slake", str(tmp_path), "--option", "language=[en"], "--option language: "),
+        (["--option", "language=en"], "belong to --dataset"),
+    ):
+        error = RUN.invoke(app, ["check", *arguments]).exception
+        assert isinstance(error, RadloopError)
+        assert words in error.message
+
+
+def test_options_reach_the_adapter(tmp_path: Path) -> None:
+    folder = written(tmp_path / "data", "slake")
+    both = check("--dataset", "slake", str(folder), "--option", "language=both")[1]["samples"]
+    assert both > check("--dataset", "slake", str(folder), "--option", "language=zh")[1]["samples"] > 0
+
+
+def test_phantoms_are_never_written_over_something(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").touch()
+    for folder in (tmp_path / "full", tmp_path / "full" / "precious.txt"):
+        done = RUN.invoke(app, ["phantoms", "--format", "slake", str(folder)])
+        assert "exists and is not empty" in str(done.exception)
+    done = RUN.invoke(app, ["phantoms", "--format", "slak", str(tmp_path / "new")])
+    assert isinstance(done.exception, ConfigError)
+    assert "known: vqa_rad, vqa_rad:xlsx, " in done.exception.message
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_itself_prints_json_only(tmp_path: Path) -> None:
+    folder = written(tmp_path / "data", "roco")
+    command = [str(Path(sys.executable).with_name("radloop")), "check", "--dataset", "roco", str(folder), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["accepted"] == 8
+    assert done.stderr == ""
