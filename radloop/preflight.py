@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from radloop import models
 from radloop.config import DataConfig, JudgeConfig, RunConfig, SourceConfig, ValidationConfig
 from radloop.errors import ConfigError, RadloopError
-from radloop.judging.judges import get_judge
 
 if TYPE_CHECKING:
     from radloop.data.quality import ValidationReport
@@ -29,6 +27,8 @@ def base(config: RunConfig) -> str:
         ModelError: There is no such base, or it cannot be used.
         ConfigError: The family has no such group of layers.
     """
+    from radloop import models  # brings torch, which checking data does not need
+
     known = models.get_family(config.model.family).targets
     if unknown := [name for name in config.finetune.targets if name not in known]:
         raise ConfigError(
@@ -46,6 +46,8 @@ def judge(config: JudgeConfig) -> str:
     Raises:
         JudgeError: It cannot be set up or reached.
     """
+    from radloop.judging.judges import get_judge
+
     found = get_judge(config.judge)
     found.compare("Is this a chest radiograph?", ("yes",), "yes", "no")
     return found.name

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from radloop.config import EvaluationConfig, ModelConfig
@@ -44,11 +45,18 @@ def evaluate(
     systems = {
         name: partial(_open_engine, model, adapter, config.batch_images) for name, adapter in adapters.items()
     }
-    predictions = predict(data, systems, config, seed)
+    return score_all(data, predict(data, systems, config, seed), config, seed)
+
+
+def score_all(
+    data: PreparedData, predictions: pa.Table, config: EvaluationConfig, seed: int
+) -> EvaluationReport:
+    """Score the test split, and beside it the published one where that was asked, too."""
     test = predictions.filter(pc.equal(predictions["split"], "test"))
     published = predictions.filter(predictions["published_test"])
     metrics = {"fingerprint": data.fingerprint} | score(test, config, seed)
-    metrics["published"] = score(published, config, seed) if published.num_rows else None
+    if published.num_rows:
+        metrics["published"] = score(published, config, seed)
     return EvaluationReport(test, metrics, render(data, test, metrics, seed), published)
 
 

@@ -86,12 +86,25 @@ def versions(project: Project, name: str) -> list[dict]:
     return json.loads(project.run("radloop", "models", "--json", "--name", name).stdout)
 
 
+def split_of(project: Project, name: str, number: int) -> dict[str, str]:
+    code = f"""
+import json
+from pipelines._checked import _use_mlflow_of_the_stack
+from radloop import registry
+_use_mlflow_of_the_stack()
+print(json.dumps(registry.split_of(registry.version({name!r}, {number}))))"""
+    return json.loads(project.run("python", "-c", code).stdout.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def release(project: Project) -> tuple[str, list[dict]]:
     folder = project.root / "release"
     rows = write_release(folder)
     config = project.config(
-        "release", model_name="release", data={"adapter": "vqa_rad", "path": str(folder), "options": {}}
+        "release",
+        model_name="release",
+        data={"adapter": "vqa_rad", "path": str(folder), "options": {}},
+        preprocess={"split": "by_image", "score_published": True},
     )
     project.run("radloop", "run", "-c", config)
     return config, rows
@@ -137,6 +150,7 @@ def test_a_changed_setting_re_runs_only_what_it_concerns(
         "setting",
         model_name="setting",
         data={"adapter": "vqa_rad", "path": str(folder), "options": {}},
+        preprocess={"split": "by_image", "score_published": True},
         evaluation={"max_new_tokens": 12},
     )
     project.run("radloop", "run", "-c", config)
@@ -206,6 +220,11 @@ def test_new_data_makes_a_challenger(project: Project, release: tuple[str, list[
 
     changed = [dict(row) for row in rows]
     changed[0]["question"] = "Is this a radiograph of the chest?"
+    images = project.root / "release" / "VQA_RAD Image Folder"
+    for index in range(12):
+        name = f"synpic{900 + index}.png"
+        (images / name).write_bytes(make_phantom(Stream.TRAIN, 602, index).png())
+        changed.append(changed[0] | {"qid": 9000 + index, "image_name": name})
     write_rows(project.root / "release", changed)
     started = time.monotonic()
     out = project.run("radloop", "retrain", "--if-new-data", "-c", config).stdout
@@ -216,6 +235,10 @@ def test_new_data_makes_a_challenger(project: Project, release: tuple[str, list[
     assert newest["promoted"] is False
     assert "champion release/1" in newest["reason"]
     assert time.monotonic() - started < 300
+    before, after = (split_of(project, "release", number) for number in (1, newest["version"]))
+    assert len(after) == len(before) + 12
+    assert {sample: after[sample] for sample in before} == before  # no image moved between the splits
+    assert "test" in before.values()
 
 
 def test_bad_input_is_one_message_and_registers_nothing(project: Project) -> None:

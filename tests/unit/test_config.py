@@ -52,7 +52,11 @@ def test_names_and_options_of_the_registries_are_checked() -> None:
 
 
 def test_several_sources_are_checked_each_in_its_place() -> None:
-    sources = [{"adapter": "phantoms"}, {"adapter": "slake", "path": "x", "options": {"lang": "en"}}, {"path": "y"}]
+    sources = [
+        {"adapter": "phantoms"},
+        {"adapter": "slake", "path": "x", "options": {"lang": "en"}},
+        {"path": "y"},
+    ]
     found = faults({"data": {"sources": sources}})
     assert "data.sources.1.options.lang: unknown key 'lang'; known: language" in found
     assert "data.sources.2.adapter: is missing" in found
@@ -65,9 +69,18 @@ def test_several_sources_are_checked_each_in_its_place() -> None:
     ("data", "words"),
     [
         ({}, "data.adapter: is missing"),
-        ({"adapter": "phantoms", "worker": 2}, "data.worker: unknown key 'worker'; known: adapter, path, options"),
-        ({"adapter": "phantoms", "workers": 0}, "data.workers: Input should be greater than or equal to 1; got 0"),
-        ({"adapter": "phantoms", "engine": "dask"}, "data.engine: Input should be 'local' or 'ray'; got 'dask'"),
+        (
+            {"adapter": "phantoms", "worker": 2},
+            "data.worker: unknown key 'worker'; known: adapter, path, options",
+        ),
+        (
+            {"adapter": "phantoms", "workers": 0},
+            "data.workers: Input should be greater than or equal to 1; got 0",
+        ),
+        (
+            {"adapter": "phantoms", "engine": "dask"},
+            "data.engine: Input should be 'local' or 'ray'; got 'dask'",
+        ),
         ({"adapter": 5}, "data.adapter: Input should be a valid string; got 5"),
         ({"sources": []}, "data.sources: "),
         ({"sources": "phantoms"}, "data.sources: "),

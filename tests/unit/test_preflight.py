@@ -111,7 +111,14 @@ def test_phantoms_are_never_written_over_something(tmp_path: Path) -> None:
 
 def test_the_command_itself_prints_json_only(tmp_path: Path) -> None:
     folder = written(tmp_path / "data", "roco")
-    command = [str(Path(sys.executable).with_name("radloop")), "check", "--dataset", "roco", str(folder), "--json"]
+    command = [
+        str(Path(sys.executable).with_name("radloop")),
+        "check",
+        "--dataset",
+        "roco",
+        str(folder),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert json.loads(done.stdout)["accepted"] == 8

@@ -23,6 +23,7 @@ REGISTRY = {
     "roco": "radloop.data.adapters.roco:Roco",
     "ehrxqa": "radloop.data.adapters.ehrxqa:Ehrxqa",
     "table": "radloop.data.adapters.table:Table",
+    "dicom": "radloop.data.adapters.dicom:Dicom",
     "conversations": "radloop.data.adapters.conversations:Conversations",
 }
 

@@ -196,7 +196,7 @@ class _Units:
     def __init__(self, source: Source, index: Index, cleaner: Cleaner | None) -> None:
         self.source, self.index, self.cleaner = source, index, cleaner
         self.new_rows = 0
-        maker = f"{type(source).__module__} {source!r} {code_hash('data')} {cleaner.fingerprint if cleaner else ''}"
+        maker = f"{type(source).__module__} {source!r} {code_hash('data')}"
         self._maker = maker.encode("utf-8", "replace")
 
     def parts(self, engine: Engine) -> Iterator[tuple[str, int, Part]]:
@@ -207,8 +207,11 @@ class _Units:
         def tasks() -> Iterator[tuple[Source, Unit, Cleaner | None]]:
             for unit in self.source.units():
                 key = self._key(unit)
-                known = self.index.has_unit(key)
-                waiting.append((unit.file, unit.first, key, known))
+                known = not self.cleaner and self.index.has_unit(key)
+                file = unit.file
+                if self.cleaner and not unit.first:  # no table, but a file or folder of one study
+                    file = self.cleaner.clean_file(file)
+                waiting.append((file, unit.first, key, known))
                 if not known:
                     yield self.source, unit, self.cleaner
 
@@ -221,7 +224,8 @@ class _Units:
             yield from known_parts()
             file, first, key, _ = waiting.popleft()
             self.new_rows += part.num_rows
-            if not part.images:  # pictures inside the rows would fill the index
+            # Pictures inside the rows would fill the index, and raw names of images have no place in it.
+            if not part.images and not self.cleaner:
                 self.index.keep_unit(key, part.to_bytes())
             yield file, first, part
         yield from known_parts()

@@ -12,11 +12,13 @@ from typing import Any, Self
 
 from PIL import Image
 
-from radloop.data.imaging import PICTURE_FORMATS, ImageError, is_dicom, to_png, to_rgb
+from radloop.data.imaging import PICTURE_FORMATS, dicom_tags, is_dicom, to_png, to_rgb
 from radloop.data.privacy import Pseudonyms, clean_dicom, load_key, scrub
 from radloop.errors import DataError
 
+UNCLEAN = "cannot be read, and so not be cleaned of identifiers"
 _TEXTS = ("question", "context")
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".dcm"}
 _HARMLESS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "gamma", "transparency", "adobe",
              "adobe_transform", "progressive", "progression", "compression", "interlace", "icc_profile",
              "srgb", "background", "loop", "duration", "timestamp", "aspect", "chromaticity"}  # fmt: skip
@@ -71,17 +73,20 @@ class Cleaner:
         }
         if data is None:
             return None, cleaned
-        if is_dicom(data):
-            try:
+        try:
+            if is_dicom(data):
                 data, counts = clean_dicom(data, names)
-            except ImageError:  # what cannot be read cannot be cleaned: it must not go on
-                return b"", cleaned
-            removed.update({f"DICOM {keyword}": count for keyword, count in counts.items()})
-            return data, cleaned
-        return _without_metadata(data, removed), cleaned
+                removed.update({f"DICOM {keyword}": count for keyword, count in counts.items()})
+                return _chosen_frame(data, cleaned)
+            return _without_metadata(data, removed), cleaned
+        except Exception:  # decoders raise anything; what cannot be read cannot be cleaned
+            return None, cleaned | {"error": UNCLEAN}
 
     def _pseudonyms(self) -> Pseudonyms:
         names = _load()
+        if _fingerprint(names) != self.fingerprint:  # of an earlier ingest of this process, maybe
+            _load.cache_clear()
+            names = _load()
         if _fingerprint(names) != self.fingerprint:
             raise DataError(
                 "a worker has another pseudonym key than the process that started it; set "
@@ -90,7 +95,8 @@ class Cleaner:
         return names
 
     def _named(self, kind: str, name: str) -> str:
-        return self._pseudonyms().of(kind, name) + PurePosixPath(name).suffix[:6]
+        suffix = PurePosixPath(name).suffix.lower()  # files may be named by a UID, or by a person
+        return self._pseudonyms().of(kind, name) + (suffix if suffix in _SUFFIXES else "")
 
 
 def _scrubbed(text: str, known: dict[str, str], removed: Counter[str]) -> str:
@@ -103,17 +109,22 @@ def _scrubbed(text: str, known: dict[str, str], removed: Counter[str]) -> str:
     return clean
 
 
+def _chosen_frame(data: bytes, columns: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Of a file with several frames keep the chosen one, lest each of its rows holds them all."""
+    if dicom_tags(data).num_frames in ("", "0", "1"):
+        return data, columns
+    picture = to_rgb(data, frame=columns["frame"], window=columns["window"])
+    return to_png(picture), columns | {"frame": 0, "window": ""}
+
+
 def _without_metadata(data: bytes, removed: Counter[str]) -> bytes:
     """Return the file as it is if it holds pixels only; else its pixels alone, losslessly."""
-    try:
-        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
-            beside = set(image.info) - _HARMLESS
-            if not beside and not image.getexif() and not getattr(image, "tag_v2", None):
-                return data
-        removed["image metadata"] += 1
-        return to_png(to_rgb(data))
-    except Exception:  # decoders raise anything; what cannot be read cannot be cleaned
-        return b""
+    with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
+        beside = set(image.info) - _HARMLESS
+        if not beside and not image.getexif() and not getattr(image, "tag_v2", None):
+            return data
+    removed["image metadata"] += 1
+    return to_png(to_rgb(data))
 
 
 @lru_cache(maxsize=1)

@@ -3,14 +3,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from radloop.artifact import Artifact
 from radloop.config import EvaluationConfig, ModelConfig
-from radloop.data.prepared import PreparedData
+from radloop.data.prepared import HELD_OUT, PREPARED_SAMPLES, PreparedData
 from radloop.evaluation import EvaluationReport, evaluate
 from radloop.evaluation.page import render
-from tests.unit.scripted import habit, half, prepared, report, sees
+from radloop.evaluation.predict import predict
+from radloop.evaluation.run import score_all
+from tests.unit.scripted import CONFIG, Scripted, habit, half, prepared, report, sees
 
 
 def page_of(data: PreparedData, found: EvaluationReport) -> str:
@@ -56,6 +60,34 @@ def test_the_page_does_without_what_cannot_be_computed() -> None:
     page = page_of(data, report(data, base=habit, tuned=sees))
     assert "uses the image: unknown" in page
     assert "champion" not in page.replace("{champion}", "")
+
+
+def with_published(data: PreparedData) -> PreparedData:
+    """The first ten test samples are published as such, and so are ten that a clean split gave to train."""
+    rows = data.samples.to_pylist()
+    for number, row in enumerate(rows):
+        row["published_test"] = number < 10 or number >= len(rows) - 10
+        if number >= len(rows) - 10:
+            row["split"] = HELD_OUT
+    return PreparedData(data.images, pa.Table.from_pylist(rows, schema=PREPARED_SAMPLES), data.fingerprint)
+
+
+def test_the_published_split_is_scored_beside_the_clean_one() -> None:
+    data = with_published(prepared())
+    plain = report(prepared(), base=habit, tuned=sees)
+    predictions = predict(data, {"base": lambda: Scripted(habit), "tuned": lambda: Scripted(sees)}, CONFIG, 7)
+    found = score_all(data, predictions, CONFIG, 7)
+    assert found.metrics["n"] == plain.metrics["n"] == 60
+    assert found.metrics["published"]["n"] == 20
+    assert set(found.predictions["split"].to_pylist()) == {"test"}
+    assert found.published.num_rows == 20 * 4  # tuned, base, shuffled, blind
+    held_out = set(data.samples.filter(pc.equal(data.samples["split"], HELD_OUT))["id"].to_pylist())
+    assert not held_out & set(data.split("train")["id"].to_pylist())
+    assert held_out <= set(found.published["sample_id"].to_pylist())
+    assert found.scores()["exact_match_published"] == found.metrics["published"]["exact_match"] == 1
+    assert found.facts()["exact_match_published"] == 1
+    assert "On the published test split" in found.page
+    assert "On the published test split" not in page_of(prepared(), plain)
 
 
 def test_the_page_escapes_answers() -> None:

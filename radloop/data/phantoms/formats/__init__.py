@@ -25,6 +25,7 @@ REGISTRY = {
     "roco": "radloop.data.phantoms.formats.roco",
     "ehrxqa": "radloop.data.phantoms.formats.ehrxqa",
     "table": "radloop.data.phantoms.formats.table",
+    "dicom": "radloop.data.phantoms.formats.dicom",
     "conversations": "radloop.data.phantoms.formats.conversations",
 }
 

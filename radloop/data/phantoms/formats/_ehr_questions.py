@@ -82,7 +82,7 @@ def _chosen(studies: Sequence[Study], asked: dict[str, Any], clinic: Clinic) -> 
     first, last = studies[0].time, studies[-1].time
     yield ask.LAST_SHOWS, asked | {"year": f"{last:%Y}"}
     place = clinic.objects[0].format(side="left", zone="upper")
-    yield ask.LAST_UNTIL_SHOWS, asked | {"day": f"{first:%Y-%m-%d}", "object": place}
+    yield ask.LAST_UNTIL_SHOWS, asked | {"day": f"{first:%Y-%m-%d}", "object": place}  # before the last one
     if len(studies) > 1:
         yield ask.COMPARED_TO_PREVIOUS, asked | {"comparison": "still present"}
         yield ask.FIRST_AND_LAST_COMPARED, asked | {"comparison": "also present"}

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 _PARTS = {
     "<admissions>": "select admissions.hadm_id from admissions where admissions.subject_id = {patient_id}",
     "<studies>": "select tb_cxr.study_id from tb_cxr where tb_cxr.subject_id = {patient_id}",
-    "<chosen>": "select tb_cxr.study_id from tb_cxr where tb_cxr.study_id in ( select distinct tb_cxr.study_id "
-    "from tb_cxr where tb_cxr.subject_id = {patient_id}",
+    "<chosen>": "select tb_cxr.study_id from tb_cxr where tb_cxr.study_id in ( select distinct "
+    "tb_cxr.study_id from tb_cxr where tb_cxr.subject_id = {patient_id}",
+    "<own>": "select study_id from tb_cxr where subject_id = :patient_id",
+    "<first>": "order by tb_cxr.studydatetime asc limit 1",
+    "<last>": "order by tb_cxr.studydatetime desc limit 1",
     "<is there>": 'func_vqa("is there {attribute}?", t1.study_id) = true',
     "<shown>": "select study_id from tb_cxr_plus where attribute = :attribute and relation = 1",
 }
@@ -113,45 +116,40 @@ COMPARED = _template(
     "from ( select tb_cxr.study_id from tb_cxr where tb_cxr.study_id = {study_id2} ) as t2 )",
     "select :study_id1 in (<shown>) and :study_id2 in (<shown>)",
 )
-_FIRST = "order by tb_cxr.studydatetime asc limit 1"
-_LAST = "order by tb_cxr.studydatetime desc limit 1"
-_OWN = "select study_id from tb_cxr where subject_id = :patient_id"
 _GIVEN = "given the [time_filter_exact1] study of patient {patient_id} [time_filter_global1], "
 LAST_SHOWS = _template(
     _GIVEN + "is there ${attribute}?",
     'select func_vqa("is there {attribute}?", t1.study_id) from ( <chosen> '
-    f"and strftime('%y',tb_cxr.studydatetime) = '{{year}}' {_LAST} ) ) as t1",
-    f"select count(*) > 0 from ({_OWN} and strftime('%Y', studydatetime) = :year "
-    "order by studydatetime desc limit 1) where study_id in (<shown>)",
+    "and strftime('%y',tb_cxr.studydatetime) = '{year}' <last> ) ) as t1",
+    "select count(*) > 0 from (<own> and strftime('%Y', studydatetime) = :year <last>) "
+    "where study_id in (<shown>)",
     exact=("exact-last", ""),
     period=("abs-year-in", "in {year}"),
 )
 LAST_UNTIL_SHOWS = _template(
     _GIVEN + "is there ${attribute} in the ${object}?",
     'select func_vqa("is there {attribute} in the {object}?", t1.study_id) from ( <chosen> '
-    f"and strftime('%y-%m-%d',tb_cxr.studydatetime) <= '{{day}}' {_LAST} ) ) as t1",
-    f"select count(*) > 0 from ({_OWN} and date(studydatetime) <= :day order by studydatetime desc limit 1) "
+    "and strftime('%y-%m-%d',tb_cxr.studydatetime) <= '{day}' <last> ) ) as t1",
+    "select count(*) > 0 from (<own> and date(studydatetime) <= :day <last>) "
     "join tb_cxr_plus using (study_id) where attribute = :attribute and object = :object and relation = 1",
     exact=("exact-last", ""),
     period=("abs-day-until", "until {day}"),
 )
 COMPARED_TO_PREVIOUS = _template(
     _GIVEN + "is ${attribute} ${comparison} compared to the previous study?",
-    'select ( select func_vqa("is there {attribute}?", t1.study_id) from ( '
-    f'<chosen> {_LAST} ) ) as t1 ) and ( select func_vqa("is there {{attribute}}?", t2.study_id) from ( '
-    "<studies> and tb_cxr.studydatetime < ( select distinct tb_cxr.studydatetime from tb_cxr "
-    f"where tb_cxr.study_id in ( select distinct tb_cxr.study_id from tb_cxr where tb_cxr.subject_id = "
-    f"{{patient_id}} {_LAST} ) ) {_LAST} ) as t2 )",
-    f"select count(*) = 2 from ({_OWN} order by studydatetime desc limit 2) where study_id in (<shown>)",
+    'select ( select func_vqa("is there {attribute}?", t1.study_id) from ( <chosen> <last> ) ) as t1 ) '
+    'and ( select func_vqa("is there {attribute}?", t2.study_id) from ( <studies> and tb_cxr.studydatetime < '
+    "( select distinct tb_cxr.studydatetime from tb_cxr where tb_cxr.study_id in ( select distinct "
+    "tb_cxr.study_id from tb_cxr where tb_cxr.subject_id = {patient_id} <last> ) ) <last> ) as t2 )",
+    "select count(*) = 2 from (<own> order by studydatetime desc limit 2) where study_id in (<shown>)",
     exact=("exact-last", ""),
 )
 FIRST_AND_LAST_COMPARED = _template(
     _GIVEN + "is ${attribute} ${comparison} compared to the [time_filter_exact2] study of patient "
     "{patient_id} [time_filter_global2]?",
-    f'select ( select func_vqa("is there {{attribute}}?", t1.study_id) from ( <chosen> {_LAST} ) ) as t1 ) '
-    f'and ( select func_vqa("is there {{attribute}}?", t2.study_id) from ( <chosen> {_FIRST} ) ) as t2 )',
-    f"select (select study_id from ({_OWN} order by studydatetime desc limit 1)) in (<shown>) and "
-    f"(select study_id from ({_OWN} order by studydatetime asc limit 1)) in (<shown>)",
+    'select ( select func_vqa("is there {attribute}?", t1.study_id) from ( <chosen> <last> ) ) as t1 ) '
+    'and ( select func_vqa("is there {attribute}?", t2.study_id) from ( <chosen> <first> ) ) as t2 )',
+    "select (select * from (<own> <last>)) in (<shown>) and (select * from (<own> <first>)) in (<shown>)",
     exact=("exact-last", "exact-first"),
 )
 EVER_SHOWN = _template(

@@ -34,7 +34,7 @@ def _release(folder: Path, cohort: Cohort) -> None:
 
 
 def _table(folder: Path, cohort: Cohort) -> None:
-    """A line for each question about one patient: patient, study, question, answer."""
+    """A line for each question about one patient or one numbered study: patient, study, question, answer."""
 
     def write(path: Path, rows: list[dict[str, Any]], studies: Sequence[Study]) -> None:
         patients = {study.study_id: study.patient_id for study in studies}
@@ -42,6 +42,8 @@ def _table(folder: Path, cohort: Cohort) -> None:
             writer = csv.writer(file)
             writer.writerow(["patient_id", "study_id", "question", "answer"])
             for row in rows:
+                if row["q_tag"].startswith("given the ["):
+                    continue  # there is no column for a study's time
                 study = row["value"].get("study_id", "")
                 if patient := row["value"].get("patient_id") or patients.get(study):
                     writer.writerow([patient, study, row["question"], _in_words(row)])

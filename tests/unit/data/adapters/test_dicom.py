@@ -278,6 +278,14 @@ def test_an_instance_of_two_patients_gives_no_image(tmp_path: Path) -> None:
     assert (ref.name, sample["patient"], sample["notes"]) == ("b", "b", [])
 
 
+def test_an_image_filed_in_two_studies_is_in_both(tmp_path: Path) -> None:
+    for name, study in (("a", "1.1"), ("b", "1.2")):
+        file(tmp_path / name, SOPInstanceUID="1.2.1", StudyInstanceUID=study, PatientID="1")
+    table(tmp_path, ROW | {"study": "1.1"}, ROW | {"study": "1.2"})
+    samples, refs = read(tmp_path, by="study", **LINES)
+    assert [refs[key].name for sample in samples for key in sample["image_ids"]] == ["a", "b"]
+
+
 def test_a_study_of_two_patients_gets_no_image(tmp_path: Path) -> None:
     file(tmp_path / "a", AccessionNumber="7", PatientID="1", StudyInstanceUID="1.1")
     file(tmp_path / "b", AccessionNumber="7", PatientID="2", StudyInstanceUID="1.2")
@@ -457,6 +465,14 @@ def test_a_header_cut_anywhere_survives(tmp_path: Path) -> None:
     for number in range(60):
         (tmp_path / f"cut{number}").write_bytes(whole[: 133 + 30 * number])
     assert sum(left_out(tmp_path, by="instance", **LINES).values()) == 61
+
+
+def test_a_damaged_header_is_a_counted_reason(tmp_path: Path) -> None:
+    file(tmp_path / "a")
+    table(tmp_path, ROW)
+    whole = shipped("image_dfl.dcm")
+    (tmp_path / "b").write_bytes(whole[:400] + bytes(range(255, 155, -1)) + whole[500:])
+    assert left_out(tmp_path, **LINES) == {"DICOM file with a damaged header": 1}
 
 
 def test_units_follow_the_files_they_read_and_reach_workers(export: Path, tmp_path: Path) -> None:

@@ -76,12 +76,25 @@ def test_the_release_gives_back_all_questions_with_the_images_they_name(folders:
             sample = by_id[f"ehrxqa-{split}-{row['id']}"]
             assert (sample["question"], sample["split"], sample["task"]) == (row["question"], split, "ehr")
             named = [str(value) for name, value in row["value"].items() if name.startswith("study_id")]
+            named = named or [str(study.study_id) for study in chosen(row)]
             found = [refs[key] for key in sample["image_ids"]]
             assert [ref.columns["study"] for ref in found] == named
             assert [(Path(ref.root) / ref.name).read_bytes() for ref in found] == [pictures[n] for n in named]
             number += 1
     assert number == len(samples) > 150
     assert len(refs) == len(STUDIES)
+
+
+def chosen(row: dict[str, Any]) -> list[Study]:
+    """The studies that the question chooses, by its English and not by its query, oldest first."""
+    own = [study for study in STUDIES if study.patient_id == row["value"].get("patient_id")]
+    if not row["question"].startswith("given the last study"):
+        return []
+    if until := re.search(r"until (\d{4}-\d\d-\d\d)", row["question"]):
+        return [study for study in own if f"{study.time:%Y-%m-%d}" <= until[1]][-1:]
+    if "previous study" in row["question"]:
+        return own[-2:]
+    return [own[0], own[-1]] if "the first study" in row["question"] else own[-1:]
 
 
 def truth(row: dict[str, Any], studies: list[Study]) -> str | None:
@@ -97,6 +110,11 @@ def truth(row: dict[str, Any], studies: list[Study]) -> str | None:
     if tag == "given the study {study_id}, is there ${attribute} in the ${object}?":
         here = [study for study in showing if study.study_id == values["study_id"]]
         return YES[bool(here) and lies_in(here[0].phantom.findings[name].values, visual["object"])]
+    if meant := chosen(row):
+        inside = [study for study in meant if study in showing]
+        if "object" in visual:
+            inside = [it for it in inside if lies_in(it.phantom.findings[name].values, visual["object"])]
+        return YES[inside == meant]
     if "compared to" in tag:
         return YES[{values["study_id1"], values["study_id2"]} <= {study.study_id for study in showing}]
     if tag.startswith("has_verb"):
@@ -150,7 +168,9 @@ def test_the_plain_table_agrees_with_the_release(folders: dict[str, Path]) -> No
     )
     assert table == {key: release[key] for key in table}
     assert {key for key, found in release.items() if found[1]} - set(table) == {
-        key for key in release if "compared to" in key[1]  # the table has no column for a second study
+        key for key in release
+        # The table has no column for a second study, and none for a study's time.
+        if "compared to" in key[1] or key[1].startswith("given the last study")
     }  # fmt: skip
 
 
@@ -172,7 +192,9 @@ def test_the_same_table_as_json_with_the_database_elsewhere(folders: dict[str, P
 def test_the_record_is_that_of_the_moment_of_the_study(folders: dict[str, Path]) -> None:
     samples = read(folders["release"])
     study = STUDIES[1]
-    (about, *_) = [s for s in samples if s["study"] == str(study.study_id)]
+    (about, *_) = [
+        s for s in samples if s["study"] == str(study.study_id) and "given the study" in s["question"]
+    ]
     (whole, *_) = [s for s in samples if s["patient"] == str(study.patient_id) and not s["study"]]
     day = f"{study.time:%Y-%m-%d}"
     assert f"Earlier chest radiographs: {STUDIES[0].time:%Y-%m-%d %H:%M} PA" in about["context"]
@@ -192,6 +214,34 @@ def test_the_record_keeps_to_its_budget_and_can_be_left_out(folders: dict[str, P
     assert any(len(sample["context"]) > 200 for sample in full)
     assert not any(sample["context"] for sample in none)
     assert all(bool(sample["context"]) == bool(sample["patient"]) for sample in full)
+
+
+def test_the_record_of_a_chosen_study_ends_with_that_study(folders: dict[str, Path]) -> None:
+    chosen = f"given the last study of patient {STUDIES[0].patient_id}"
+    samples = [s for s in read(folders["release"]) if s["question"].startswith(chosen)]
+    first = next(s for s in samples if "until" in s["question"])
+    both = next(s for s in samples if "previous study" in s["question"])
+    assert (first["study"], both["study"]) == (str(STUDIES[0].study_id), "")
+    assert f"{STUDIES[1].time:%Y-%m-%d}" not in first["context"]
+    assert f"since {STUDIES[1].time:%Y-%m-%d}" in both["context"]
+
+
+NOT_CHOSEN = (
+    "image: the question is about all studies that fit, or chooses them in a way that is not understood; "
+    "only studies named by number are attached"
+)
+
+
+def test_a_choice_that_is_not_understood_attaches_only_what_is_named_and_says_so(folder: Path) -> None:
+    asked_of = {row["question"]: row for row in rows(folder, "train")}
+    row = next(row for question, row in asked_of.items() if question.startswith("given the last study"))
+    strange = row | {"query": row["query"].replace("limit 1", "limit 2")}
+    for value, number in (({"patient_id": 11_000_000}, 0), ({"study_id": 51_000_000}, 1)):
+        (sample,) = asked(folder, strange | {"value": value})
+        assert len(sample["image_ids"]) == number
+        assert NOT_CHOSEN in sample["notes"]
+    (sample,) = asked(folder, next(row for row in asked_of.values() if row["question"].startswith("has 1")))
+    assert (sample["image_ids"], NOT_CHOSEN in sample["notes"]) == ([], True)
 
 
 def test_a_question_that_names_more_images_than_the_option_gets_none(folder: Path) -> None:

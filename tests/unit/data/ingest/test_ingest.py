@@ -21,8 +21,7 @@ from loky import get_reusable_executor
 from radloop.config import DataConfig
 from radloop.data.corpus import Corpus, scratch_folder
 from radloop.data.imaging import to_rgb
-from radloop.data.ingest import Touched, ingest, ingest_and_count
-from radloop.data.ingest import engines
+from radloop.data.ingest import Touched, engines, ingest, ingest_and_count
 from radloop.data.ingest.work import look_at
 from radloop.data.phantoms.formats import Cohort, write
 from radloop.data.source import ImageRef
