@@ -9,6 +9,7 @@ from typing import Any
 WORKERS = 2
 LONGEST = 336  # pixels of a side; what CLIP's larger towers take
 NEW = 0.01  # of the rows
+_WIDTH = 110
 Row = dict[str, Any]
 _SIDE_BY_SIDE = f"""
     Side by side, {WORKERS} processes on {WORKERS} cores, medians. Equal work: texts stripped and in lower
@@ -35,6 +36,7 @@ def to_text(tables: dict[str, list[Row]], machine: dict[str, Any]) -> str:
     """Return the printed form of what `run` and `machine` gave."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     about = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; {versions}"
+    about = textwrap.fill(about, _WIDTH)
     if machine["load_before"] > 0.5:
         about += f"\nthe machine was shared: load {machine['load_before']:.1f} before the first measurement"
     blocks = [about, textwrap.dedent(_SIDE_BY_SIDE).strip()]
@@ -48,17 +50,18 @@ def to_text(tables: dict[str, list[Row]], machine: dict[str, Any]) -> str:
     growth = [row | {"samples": f"{row['rows']:,}"} for row in tables["growth"]]
     blocks.append(textwrap.dedent(_GROWTH).strip())
     blocks.append(_aligned(growth, "samples", "samples", columns | {"processes": "", "times": ".2f"}))
-    columns = {
-        "seconds": ".1f",
-        "rows": ",",
-        "new_rows": ",",
-        "images": ",",
-        "new_images": ",",
-        "peak_mb": ",.0f",
-    }
+    blocks.append(_verdict(growth))
+    counts = dict.fromkeys(("rows", "new_rows", "images", "new_images"), ",")
+    columns = {"seconds": ".1f"} | counts | {"peak_mb": ",.0f"}
     blocks.append(textwrap.dedent(_AGAIN).strip())
-    blocks.append(_aligned(tables["again"], "run", "run", columns | {"peak_mb": ",.0f"}))
+    blocks.append(_aligned(tables["again"], "run", "run", columns))
     return "\n\n".join(blocks)
+
+
+def _verdict(growth: Sequence[Row]) -> str:
+    last = growth[-1]
+    ratios = [f"{last['peak_mb'] / row['peak_mb']:.2f} x that at {row['samples']}" for row in growth[:-1]]
+    return f"The peak at {last['samples']} samples is {', '.join(ratios) or 'the only one'}."
 
 
 _HEADERS = {

@@ -30,6 +30,7 @@ def _wire(config: dict[str, Any]) -> None:
     """
     run = RunConfig.parse(config, "parameters.config")
     preflight.packages()
+    preflight.suites(run.validation)
     judge_name = preflight.judge(run.judge)
     base_sha256 = preflight.base(run)
     fingerprint = read_corpus(run.data).fingerprint

@@ -54,7 +54,8 @@ def check(
         str | None, typer.Option("--dataset", help="check data without a config: name of an adapter")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--option", help="of the adapter, such as language=zh; may be repeated")
+        list[str] | None,
+        typer.Option("--option", help="of the adapter, such as language=zh; repeatable"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for machines; with --dataset")] = False,
 ) -> None:

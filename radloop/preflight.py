@@ -53,6 +53,18 @@ def judge(config: JudgeConfig) -> str:
     return found.name
 
 
+def suites(config: ValidationConfig) -> None:
+    """Read the expectations that the config adds, so that their faults show before the data are read.
+
+    Raises:
+        ConfigError: A file cannot be read, or holds faults; all of them are listed.
+    """
+    if config.suites:
+        from radloop.data.quality.suites import load_suites
+
+        load_suites([Path(path) for path in config.suites])
+
+
 def packages() -> None:
     """Make sure that what the last step needs is installed.
 
@@ -75,6 +87,7 @@ def check_config(path: Path) -> None:
 
     settings = RunConfig.read(path)
     packages()
+    suites(settings.validation)
     judge(settings.judge)
     base(settings)
     corpus = ingest(settings.data)

@@ -61,7 +61,8 @@ def _scores(version: Version) -> list[tuple[str, str]]:
         ("data", f"{tags['dataset']}, fingerprint {version.fingerprint}"),
         (
             "test set",
-            f"{scores['n']:,.0f} questions about {scores['num_groups']:,.0f} images or patients never trained on",
+            f"{scores['n']:,.0f} questions about {scores['num_groups']:,.0f} images or patients "
+            "never trained on",
         ),
     ]
     labels = {

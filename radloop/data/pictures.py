@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from radloop.data.splits import connected
+
 
 def near_groups_of(images: pa.Table) -> np.ndarray:
     """Number the groups of images that look the same.
@@ -33,13 +35,13 @@ def pictures_of(images: pa.Table) -> dict[str, str]:
     Args:
         images: Table of schema `corpus.IMAGES`.
     """
-    pictures: dict[str, str] = {}
-    same: dict[str, str] = {}  # of the same pixels or look: the first image's id stands for all
-    groups = near_groups_of(images).tolist()
-    columns = (images["id"].to_pylist(), images["pixel_hash"].to_pylist(), groups)
-    for image_id, pixels, group in sorted(zip(*columns, strict=True)):
-        keys = [key for key in (pixels and f"pixels {pixels}", group >= 0 and f"look {group}") if key]
-        picture = next((same[key] for key in keys if key in same), image_id)
-        pictures[image_id] = picture
-        same |= dict.fromkeys(keys, picture)
-    return pictures
+    ids = images["id"].to_pylist()
+    keys = [
+        [f"pixels {pixels}"] * bool(pixels) + [f"look {group}"] * (group >= 0)
+        for pixels, group in zip(
+            images["pixel_hash"].to_pylist(), near_groups_of(images).tolist(), strict=True
+        )
+    ]
+    first: dict[str, str] = {}  # the numbers of looks depend on the other images, an image's id does not
+    pictures = sorted(zip(ids, connected(keys, alone=ids), strict=True))
+    return {image_id: first.setdefault(picture, image_id) for image_id, picture in pictures}

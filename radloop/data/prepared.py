@@ -31,6 +31,7 @@ PREPARED_SAMPLES = pa.schema(
 )
 _CARDS_PER_SPLIT = 6
 _CARD_PIXELS = 256
+_CARD_LENGTH = 400  # characters of a prompt or an answer: a health record can have 20,000
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,11 @@ class PreparedData:
         return cls(images, samples, json.loads((folder / "prepared.json").read_text())["fingerprint"])
 
     def views(self) -> dict[str, str | bytes]:
-        tables = {name: self.split(name) for name in SPLITS}
+        tables = {name: self.split(name) for name in (*SPLITS, HELD_OUT)}
         counts = [
             [name, table.num_rows, len(_used_images(table)), pc.count_distinct(table["group"]).as_py()]
             for name, table in tables.items()
+            if name in SPLITS or table.num_rows
         ]
         sections = [
             html.section("Splits", html.table(["split", "samples", "images", "groups"], counts)),
@@ -104,16 +106,25 @@ class PreparedData:
 
     def facts(self) -> dict[str, str | int | float]:
         counts = {name: len(ids) for name, ids in self.indices.items()}
+        if held_out := self.split(HELD_OUT).num_rows:
+            counts[HELD_OUT] = held_out
         return {**counts, "images": self.images.num_rows, "fingerprint": self.fingerprint}
 
     def _examples(self, name: str, table: pa.Table) -> str:
         step = max(1, table.num_rows // _CARDS_PER_SPLIT)
         rows = table.take(list(range(0, table.num_rows, step))[:_CARDS_PER_SPLIT]).to_pylist()
-        cards = [(self._thumbnail(row["image_ids"]), f"{row['prompt']}\n{row['answers'][0]}") for row in rows]
+        cards = [
+            (self._thumbnail(row["image_ids"]), "\n".join(map(_clip, (row["prompt"], *row["answers"][:1]))))
+            for row in rows
+        ]
         return html.section(f"Examples of {name}", html.grid(cards))
 
     def _thumbnail(self, image_ids: list[str]) -> bytes | None:
         return to_png(resize(self.image(image_ids[0]), _CARD_PIXELS)) if image_ids else None
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _CARD_LENGTH else f"{text[: _CARD_LENGTH - 3]}..."
 
 
 def _used_images(samples: pa.Table) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ from radloop.data.splits import SPLITS, connected, stratified
 from radloop.errors import DataError
 
 Rows = list[dict[str, Any]]
+_ABOUT = ["id", "body_part", "patient", "study"]
+_NOTHING = dict.fromkeys(_ABOUT, "")
 
 
 def preprocess(
@@ -42,8 +45,8 @@ def preprocess(
     """
     samples: Rows = corpus.samples.filter(pa.array(report.accepted)).to_pylist()
     pictures = pictures_of(corpus.images)
-    about = dict(zip(corpus.images["id"].to_pylist(), corpus.images["body_part"].to_pylist(), strict=True))
-    _group(samples, pictures, by_patient=config.split != "by_image")
+    images = {row["id"]: row for row in corpus.images.select(_ABOUT).to_pylist()}
+    _group(samples, images, pictures, by_patient=config.split != "by_image")
     for sample in samples:
         if config.lowercase_answers:
             sample["answers"] = [answer.lower() for answer in sample["answers"]]
@@ -51,10 +54,11 @@ def preprocess(
         sample["published_test"] = config.score_published and sample["split"] == "test"
     # The order of files and folders must not show in the order of training.
     samples.sort(key=lambda sample: (sample["id"], sample["question"]))
-    _split(samples, about, config, seed, kept or {})
+    body_parts = {image_id: row["body_part"] for image_id, row in images.items()}
+    _split(samples, body_parts, config, seed, kept or {})
     _refuse_empty(samples, config, report)
-    images = _prepared_images(corpus, samples, config.image_size).sort_by("id")
-    return PreparedData(images, pa.Table.from_pylist(samples, schema=PREPARED_SAMPLES), corpus.fingerprint)
+    pixels = _prepared_images(corpus, samples, config.image_size).sort_by("id")
+    return PreparedData(pixels, pa.Table.from_pylist(samples, schema=PREPARED_SAMPLES), corpus.fingerprint)
 
 
 def _prepared_images(corpus: Corpus, samples: Rows, size: int) -> pa.Table:
@@ -70,17 +74,44 @@ def _prepared_images(corpus: Corpus, samples: Rows, size: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PREPARED_IMAGES)
 
 
-def _group(samples: Rows, pictures: Mapping[str, str], *, by_patient: bool) -> None:
+def _group(
+    samples: Rows, images: Mapping[str, dict[str, Any]], pictures: Mapping[str, str], *, by_patient: bool
+) -> None:
     """Set each sample's group: what a split must not tear apart, and what noise is counted by."""
-    members = []
-    for sample in samples:
-        keys = {pictures.get(image_id, image_id) for image_id in sample["image_ids"]}
-        if by_patient and (person := sample["patient"] or sample["study"]):
-            keys.add(f"{sample['dataset']} {person}")
-        members.append(sorted(keys))
-    groups = connected(members, alone=[sample["id"] for sample in samples])
+    members = [{pictures.get(image_id, image_id) for image_id in sample["image_ids"]} for sample in samples]
+    if by_patient:
+        for keys, people in zip(members, _people(samples, images), strict=True):
+            keys |= people
+    groups = connected([sorted(keys) for keys in members], alone=[sample["id"] for sample in samples])
     for sample, group in zip(samples, groups, strict=True):
         sample["group"] = group
+
+
+def _people(samples: Rows, images: Mapping[str, dict[str, Any]]) -> Iterator[set[str]]:
+    """Name whom each sample is about: the patient, or else the study."""
+    about = [
+        {
+            (sample["dataset"], sample["patient"] or image["patient"], sample["study"] or image["study"])
+            for image in [images.get(image_id, _NOTHING) for image_id in sample["image_ids"]] or [_NOTHING]
+        }
+        for sample in samples
+    ]
+    # Where some rows of a study lack the patient, others may tell it. A study number that several
+    # patients have, such as "1", tells nothing.
+    named = {
+        (dataset, study, patient) for some in about for dataset, patient, study in some if study and patient
+    }
+    times = Counter((dataset, study) for dataset, study, _ in named)
+    only = {(dataset, study): patient for dataset, study, patient in named if times[dataset, study] == 1}
+    for some in about:
+        known = {
+            (dataset, patient or only.get((dataset, study), ""), study) for dataset, patient, study in some
+        }
+        yield {
+            f"{dataset} patient {patient}" if patient else f"{dataset} study {study}"
+            for dataset, patient, study in known
+            if patient or study
+        }
 
 
 def _split(
@@ -95,7 +126,7 @@ def _split(
     # What the champion learnt from wins: a group that new data joined must not be tested.
     settled: dict[str, str] = {}
     for sample in samples:
-        if split := kept.get(sample["id"]):
+        if (split := kept.get(sample["id"])) in SPLITS:  # a held-out sample has taught nothing
             settled[sample["group"]] = "train" if settled.get(sample["group"], split) != split else split
     _place(samples, body_parts, seed, config.validation, config.test, settled)
     for sample in samples:

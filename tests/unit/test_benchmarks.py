@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import _measure, _sources, ingest
 from benchmarks._measure import Measured, measure
-from benchmarks._tables import to_text
+from benchmarks._tables import _verdict, to_text
 from radloop.config import DataConfig
 from radloop.data.ingest import ingest as read
 
@@ -49,6 +49,12 @@ def test_both_sides_read_the_same_rows(name: str, tmp_path: Path, monkeypatch: p
     assert ours.samples["answers"].to_pylist() == [[text.strip()] for text in rows["answer"]]
     assert ours.samples.num_rows == images * per_image
     assert ours.images.num_rows == images
+
+
+def test_the_verdict_compares_the_largest_table_with_each_smaller_one() -> None:
+    growth = [{"samples": "10", "peak_mb": 50.0}, {"samples": "20", "peak_mb": 80.0}]
+    growth.append({"samples": "30", "peak_mb": 100.0})
+    assert _verdict(growth) == "The peak at 30 samples is 2.00 x that at 10, 1.25 x that at 20."
 
 
 def test_ways_that_give_other_results_are_not_compared() -> None:

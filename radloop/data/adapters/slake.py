@@ -17,13 +17,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from radloop.data.adapters import need_path, no_such_layout
+from radloop.data.adapters._hub import HUB_COLUMNS, HubQuestions
 from radloop.data.reading import (
     ParquetFolder,
-    answer_type_of,
+    answer_type,
     as_object,
     clean_text,
     clip,
-    encoded_image,
     file_name,
     read_json,
 )
@@ -90,7 +90,7 @@ class Slake:
                     f"data.options.language: got 'zh', but the parquet copy {folder} is English only; "
                     "leave the option out, or use the release"
                 )
-            return _Hub(ParquetFolder(folder, ("image", "question", "answer")))
+            return HubQuestions("slake", ParquetFolder(folder, HUB_COLUMNS))
         raise no_such_layout(folder, "slake", _LAYOUTS)
 
 
@@ -132,7 +132,7 @@ class _Release(Source):
             "task": "vqa",
             "question": question,
             "answers": [answer] if answer else [],
-            "answer_type": _answer_type(row.get("answer_type"), answer, notes),
+            "answer_type": answer_type(row.get("answer_type"), answer, notes),
             "question_type": _QUESTION_TYPES.get(content, content),
             "language": language,
             "notes": notes,
@@ -152,46 +152,8 @@ class _Release(Source):
         return images.file(self.folder / "imgs", name, **columns)
 
 
-@dataclass(frozen=True)
-class _Hub(Source):
-    parquet: ParquetFolder
-
-    def units(self) -> Iterator[Unit]:
-        return self.parquet.units()
-
-    def rows(self, unit: Unit) -> Iterator[Any]:
-        # The hub's copy has no id: file and row make one.
-        for number, row in enumerate(self.parquet.rows(unit), unit.first):
-            yield row | {"id": f"{unit.file.removesuffix('.parquet')}-{number}"}
-
-    def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
-        notes: list[str] = []
-        data, name = encoded_image(row["image"])
-        question = clean_text(row["question"], "question", notes)
-        answer = clean_text(row["answer"], "answer", notes)
-        yield {
-            "id": f"slake-{row['id']}",
-            "dataset": "slake",
-            "split": row["split"],
-            "image_ids": [images.inline(data, name or row["id"])],
-            "task": "vqa",
-            "question": question,
-            "answers": [answer] if answer else [],
-            "answer_type": answer_type_of(answer),
-            "language": "en",
-            "notes": notes,
-        }
-
-
 def _language(value: Any, question: str, notes: list[str]) -> str:
     if language := clean_text(value, "q_lang", []).lower():
         return language
     notes.append("q_lang: missing, inferred from the question")
     return "zh" if _CHINESE.search(question) else "en"
-
-
-def _answer_type(value: Any, answer: str, notes: list[str]) -> str:
-    if found := clean_text(value, "answer_type", []).lower():
-        return found
-    notes.append("answer_type: missing, inferred from the answer")
-    return answer_type_of(answer)

@@ -16,12 +16,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from radloop.data.adapters import need_path, no_such_layout
+from radloop.data.adapters._hub import HUB_COLUMNS, HubQuestions
 from radloop.data.reading import (
     ParquetFolder,
-    answer_type_of,
+    answer_type,
     as_object,
     clean_text,
-    encoded_image,
     file_name,
     read_json,
     read_workbook,
@@ -116,7 +116,7 @@ class VqaRad:
 def _source(folder: Path, layout: str) -> Source | None:
     if layout == "hub":
         has_parquet = next(folder.rglob("*.parquet"), None)
-        return _Hub(ParquetFolder(folder, ("image", "question", "answer"))) if has_parquet else None
+        return HubQuestions("vqa_rad", ParquetFolder(folder, HUB_COLUMNS)) if has_parquet else None
     if layout == "mevf":
         for place in (folder, folder / "mevf_data_RAD", folder / "data_RAD"):
             if files := tuple(name for name in MEVF_SPLITS if (place / name).exists()):
@@ -174,7 +174,7 @@ class _Release(Source):
             "task": "vqa",
             "question": question,
             "answers": [answer] if answer else [],
-            "answer_type": _answer_type(fields.get("answer_type"), answer, notes),
+            "answer_type": answer_type(fields.get("answer_type"), answer, notes),
             "question_type": _question_type(fields.get("question_type"), notes),
             "language": "en",
             "notes": notes,
@@ -196,46 +196,6 @@ def _from_workbook(row: dict[str | None, Any]) -> dict[str | None, Any]:
     if isinstance(address, str) and "://" in address:
         named["image_name"] = address.rpartition("/")[2]
     return named
-
-
-@dataclass(frozen=True)
-class _Hub(Source):
-    parquet: ParquetFolder
-
-    def units(self) -> Iterator[Unit]:
-        return self.parquet.units()
-
-    def rows(self, unit: Unit) -> Iterator[Any]:
-        # The hub's copies have no id: file and row make one.
-        for number, row in enumerate(self.parquet.rows(unit), unit.first):
-            yield row | {"id": f"{unit.file.removesuffix('.parquet')}-{number}"}
-
-    def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
-        notes: list[str] = []
-        data, name = encoded_image(row["image"])
-        question = clean_text(row["question"], "question", notes)
-        answer = clean_text(row["answer"], "answer", notes)
-        yield {
-            "id": f"vqa_rad-{row['id']}",
-            "dataset": "vqa_rad",
-            "split": row["split"],
-            "image_ids": [images.inline(data, name or row["id"])],
-            "task": "vqa",
-            "question": question,
-            "answers": [answer] if answer else [],
-            "answer_type": answer_type_of(answer),
-            "language": "en",
-            "notes": notes,
-        }
-
-
-def _answer_type(value: Any, answer: str, notes: list[str]) -> str:
-    mended: list[str] = []
-    if text := clean_text(value, "answer_type", mended).lower():
-        notes += mended
-        return text
-    notes.append("answer_type: missing, inferred from the answer")
-    return answer_type_of(answer)
 
 
 def _question_type(value: Any, notes: list[str]) -> str:

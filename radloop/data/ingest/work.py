@@ -167,9 +167,11 @@ def _row(ref: ImageRef, data: bytes | None, cleaner: Cleaner | None, removed: Co
     if cleaner:
         data, columns = cleaner.clean_image(data, columns, removed)
     if data is None:
-        return columns | {"key": ref.key, "id": f"missing:{columns['name']}"} | {
-            "error": columns.get("error", MISSING)
-        }
+        return (
+            columns
+            | {"key": ref.key, "id": f"missing:{columns['name']}"}
+            | {"error": columns.get("error", MISSING)}
+        )
     frame, window = columns["frame"], columns["window"]
     found = image_id(data, frame, window)
     return columns | _facts(found, data, frame, window) | {"key": ref.key, "bytes": data}

@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 
 from radloop.data.corpus import Corpus, scratch_folder
 from radloop.data.pictures import near_groups_of
+from radloop.data.quality.suites import TASKS, SuiteName
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEAKS = ("patient", "study", "image", "near_image", "text")
+_SUITE = f"CASE WHEN task IN {TASKS} THEN task ELSE 'common' END"
 _BATCH_ROWS = 50_000
 _MEMORY = "1GB"
 _PLAIN = r"trim(regexp_replace(lower(nfc_normalize({})), '[^\p{{L}}\p{{M}}\p{{N}}]+', ' ', 'g'))"
@@ -93,7 +95,7 @@ SELECT s.row, s.id, s.dataset, s.split, s.patient, s.study, s.task, s.question,
     {", ".join(f"coalesce(l.{kind}, false) AS leaks_{kind}" for kind in LEAKS)}
 FROM samples s JOIN asked a USING (row) JOIN agreement g ON g.question = a.question AND g.answer = a.answer
 LEFT JOIN pictures p USING (row) LEFT JOIN leaks l USING (row) LEFT JOIN ids ON ids.id = s.id
-WHERE s.task = ? ORDER BY s.row
+WHERE {_SUITE} = ? ORDER BY s.row
 """
 _IMAGES = """
 WITH pictures AS (SELECT picture, count(*) AS files FROM image WHERE NOT missing GROUP BY picture),
@@ -145,13 +147,13 @@ class Relations:
         self._base.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def tasks(self) -> list[str]:
-        """Return the tasks of the samples, known or not."""
-        return [task for (task,) in self._rows("SELECT DISTINCT task FROM samples ORDER BY task")]
+    def suites(self) -> list[SuiteName]:
+        """Return the suites that the samples need: of their task, or `common` if that is not known."""
+        return [name for (name,) in self._rows(f"SELECT DISTINCT {_SUITE} FROM samples ORDER BY ALL")]  # noqa: S608
 
-    def sample_frames(self, task: str) -> Iterator[pd.DataFrame]:
-        """Yield the samples of a task with the columns of `suites.SAMPLE_COLUMNS` and `row_in_file`."""
-        yield from self._frames(_SAMPLES, [task])
+    def sample_frames(self, suite: SuiteName) -> Iterator[pd.DataFrame]:
+        """Yield a suite's samples with the columns of `suites.SAMPLE_COLUMNS` and `row_in_file`."""
+        yield from self._frames(_SAMPLES, [suite])
 
     def image_frames(self) -> Iterator[pd.DataFrame]:
         """Yield the images with the columns of `suites.IMAGE_COLUMNS`, and in `note` why one is missing."""

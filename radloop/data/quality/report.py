@@ -106,7 +106,9 @@ class ValidationReport:
         }
 
     def facts(self) -> dict[str, str | int | float]:
-        counts = {name: self.summary[name] for name in ("rows", "samples", "accepted", "quarantined", "images")}
+        counts = {
+            name: self.summary[name] for name in ("rows", "samples", "accepted", "quarantined", "images")
+        }
         passed = sum(suite["successful"] for suite in self.summary["suites"].values())
         total = sum(suite["evaluated"] for suite in self.summary["suites"].values())
         return counts | {

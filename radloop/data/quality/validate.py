@@ -20,7 +20,7 @@ from radloop.data.quality.relations import Relations
 from radloop.data.quality.report import FINDINGS, ValidationReport
 from radloop.data.quality.report_page import report_pages
 from radloop.data.quality.suite_run import Failures, SuiteResult, SuiteRun
-from radloop.data.quality.suites import TASKS, Check, Suite, load_suites
+from radloop.data.quality.suites import Check, Suite, load_suites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,9 +43,8 @@ def validate(corpus: Corpus, config: ValidationConfig) -> ValidationReport:
     with Relations(corpus) as relations:
         with _Findings(folder / "findings.arrow", corpus.samples.num_rows) as findings:
             results["images"] = _check_images(suites["images"], relations, findings)
-            for task in relations.tasks():
-                suite = suites[task if task in TASKS else "common"]  # type: ignore[index]
-                results[task or "without task"] = _check_samples(suite, task, relations, findings)
+            for name in relations.suites():
+                results[name] = _check_samples(suites[name], relations, findings)
         leakage, duplicates = relations.leakage(), relations.duplicates()
     table = feather.read_table(folder / "findings.arrow", memory_map=True)
     summary = {
@@ -76,9 +75,9 @@ def validate(corpus: Corpus, config: ValidationConfig) -> ValidationReport:
     return ValidationReport(summary, table, {name: result.json for name, result in results.items()}, pages)
 
 
-def _check_samples(suite: Suite, task: str, relations: Relations, findings: _Findings) -> SuiteResult:
+def _check_samples(suite: Suite, relations: Relations, findings: _Findings) -> SuiteResult:
     run = SuiteRun(suite)
-    for frame in relations.sample_frames(task):
+    for frame in relations.sample_frames(suite.name):
         for failures in run.add(frame):
             check = suite.checks[failures.check]
             rows = frame.iloc[np.searchsorted(frame["row"].to_numpy(), np.sort(failures.rows))]
@@ -120,7 +119,11 @@ def _add_images(
 
 def _value(check: Check, shown: Any, notes: Any) -> str:
     """Where the adapter mended the field, its note says more than the empty value it left."""
-    about = [note for note in (notes if isinstance(notes, str) else "").split("; ") if note.startswith(f"{check.show}:")]
+    about = [
+        note
+        for note in (notes if isinstance(notes, str) else "").split("; ")
+        if note.startswith(f"{check.show}:")
+    ]
     return "; ".join(about) or str(shown)
 
 

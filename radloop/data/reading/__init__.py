@@ -4,6 +4,7 @@ from radloop.data.reading.delimited import read_delimited
 from radloop.data.reading.json_rows import read_json, read_json_lines, read_json_parts, with_keys
 from radloop.data.reading.parquet import ParquetFolder, columns_of, encoded_image, split_of
 from radloop.data.reading.text import (
+    answer_type,
     answer_type_of,
     as_object,
     clean_text,
@@ -17,6 +18,7 @@ from radloop.data.reading.xml_rows import read_xml_rows
 
 __all__ = [
     "ParquetFolder",
+    "answer_type",
     "answer_type_of",
     "as_object",
     "clean_text",

@@ -69,6 +69,16 @@ def answer_type_of(answer: str) -> str:
     return "closed" if answer.strip(" .").lower() in _CLOSED else "open"
 
 
+def answer_type(value: Any, answer: str, notes: list[str]) -> str:
+    """Return the field's "open" or "closed", inferred from the answer with a note where it is missing."""
+    mended: list[str] = []
+    if text := clean_text(value, "answer_type", mended).lower():
+        notes += mended
+        return text
+    notes.append("answer_type: missing, inferred from the answer")
+    return answer_type_of(answer)
+
+
 def clip(value: Any, length: int = 80) -> str:
     """Return `repr(value)`, cut for messages."""
     try:

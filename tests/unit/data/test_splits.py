@@ -1,66 +1,96 @@
 from __future__ import annotations
 
+from collections import Counter
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radloop.data.splits import SPLITS, assign, merge
+from radloop.data.splits import SPLITS, connected, stratified
 
-names = st.lists(st.text(max_size=8), unique=True, max_size=40)
 seeds = st.integers(0, 2**31 - 1)
 shares = st.floats(0, 0.5)
+members = st.lists(st.tuples(st.text(max_size=3), st.sampled_from(["closed, CHEST", "open, HEAD", ""])), max_size=40)
+Members = list[tuple[str, str]]
 
 
-@given(names, seeds, shares, shares)
-def test_each_group_has_one_split_and_it_is_the_same_again(
-    groups: list[str], seed: int, validation: float, test: float
+def split(found: Members, seed: int, validation: float, test: float, kept: dict[str, str] | None = None) -> dict[str, str]:
+    return stratified([g for g, _ in found], [s for _, s in found], seed, validation, test, kept)
+
+
+@given(members, seeds, shares, shares, st.randoms())
+def test_each_group_has_one_split_whatever_the_order(
+    found: Members, seed: int, validation: float, test: float, random: np.random.Generator
 ) -> None:
-    found = assign(groups, seed, validation, test)
-    assert set(found) == set(groups)
-    assert set(found.values()) <= set(SPLITS)
-    assert assign(reversed(groups), seed, validation, test) == found
+    placed = split(found, seed, validation, test)
+    assert set(placed) == {group for group, _ in found}
+    assert set(placed.values()) <= set(SPLITS)
+    random.shuffle(found)  # type: ignore[arg-type]
+    assert split(found, seed, validation, test) == placed
 
 
-@given(names, names, seeds)
-def test_new_groups_never_move_old_ones(old: list[str], new: list[str], seed: int) -> None:
-    before = assign(old, seed, 0.1, 0.2)
-    after = assign([*new, *old], seed, 0.1, 0.2)
-    assert {group: after[group] for group in old} == before
+@given(members, members, seeds)
+def test_groups_that_are_kept_never_move(old: Members, new: Members, seed: int) -> None:
+    before = split(old, seed, 0.1, 0.2)
+    after = split([*new, *old], seed, 0.1, 0.2, before)
+    assert {group: after[group] for group in before} == before
 
 
-@given(names, seeds)
-def test_a_larger_test_share_keeps_the_old_test_groups(groups: list[str], seed: int) -> None:
-    small, large = assign(groups, seed, 0.1, 0.2), assign(groups, seed, 0.1, 0.4)
-    assert {g for g in groups if small[g] == "test"} <= {g for g in groups if large[g] == "test"}
+sized = st.lists(
+    st.tuples(st.sampled_from(["closed, CHEST", "open, CHEST", "open, HEAD"]), st.integers(1, 8)), min_size=1, max_size=60
+)
 
 
-def test_shares_are_about_right_and_seeds_independent() -> None:
-    groups = [f"image-{number}" for number in range(5000)]
-    first, second = assign(groups, 7, 0.1, 0.2), assign(groups, 8, 0.1, 0.2)
-    counts = {name: sum(split == name for split in first.values()) for name in SPLITS}
-    assert abs(counts["test"] - 1000) < 120  # four standard deviations
-    assert abs(counts["validation"] - 500) < 90
-    both = sum(first[group] == second[group] == "test" for group in groups)
-    assert 140 < both < 260  # 200 expected of independent draws
+@given(sized, seeds, st.floats(0.05, 0.4), st.floats(0.05, 0.4))
+def test_each_stratum_gets_its_share_to_within_a_group(
+    groups: list[tuple[str, int]], seed: int, validation: float, test: float
+) -> None:
+    found = [(f"g{n}", stratum) for n, (stratum, size) in enumerate(groups) for _ in range(size)]
+    placed = split(found, seed, validation, test)
+    total, held = Counter(s for _, s in found), Counter((s, placed[g]) for g, s in found)
+    for stratum in total:
+        largest = max(size for kind, size in groups if kind == stratum)
+        for name, share in zip(SPLITS, (1 - validation - test, validation, test), strict=True):
+            assert abs(held[stratum, name] - share * total[stratum]) <= largest
+
+
+def test_mixed_groups_get_close_to_their_shares_and_seeds_are_independent() -> None:
+    draw = np.random.default_rng(0)
+    kinds = ["closed, CHEST", "open, CHEST", "open, HEAD", "closed, ABD"]
+    found = [(f"image-{n}", kinds[k]) for n in range(500) for k in draw.choice(4, 7, p=[0.5, 0.3, 0.15, 0.05])]
+    first, second = split(found, 7, 0.1, 0.2), split(found, 8, 0.1, 0.2)
+    total, held = Counter(s for _, s in found), Counter((s, first[g]) for g, s in found)
+    for kind in kinds:
+        assert held[kind, "test"] / total[kind] == pytest.approx(0.2, abs=0.01)
+        assert held[kind, "validation"] / total[kind] == pytest.approx(0.1, abs=0.01)
+    both = sum(first[group] == second[group] == "test" for group in first)
+    assert 8 < both < 35  # about 20 expected of independent draws
+
+
+def test_no_share_gives_an_empty_split() -> None:
+    found = [(f"g{n}", "open") for n in range(50)]
+    assert set(split(found, 7, 0, 0).values()) == {"train"}
+    assert set(split(found, 7, 0.5, 0.5).values()) == {"validation", "test"}
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.6, 0.5), (-0.1, 0.2), (float("nan"), 0.2)])
 def test_impossible_shares_are_refused(validation: float, test: float) -> None:
     with pytest.raises(ValueError, match="shares"):
-        assign(["a"], 7, validation, test)
+        stratified(["a"], ["open"], 7, validation, test)
 
 
-def test_groups_that_share_a_picture_are_joined_in_chains() -> None:
-    joined = merge([("c", ["1"]), ("b", ["1", "2"]), ("a", ["2"]), ("d", ["3"]), ("c", ["4"]), ("e", [])])
-    assert joined == {"a": "a", "b": "a", "c": "a", "d": "d", "e": "e"}
+def test_samples_that_share_a_key_are_joined_in_chains() -> None:
+    joined = connected([["c"], ["b", "c"], ["a", "b"], ["d"], []], alone=["1", "2", "3", "4", "5"])
+    assert joined == ["a", "a", "a", "d", "5"]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.lists(st.sampled_from("123456"), max_size=3))))
-def test_joined_groups_share_no_picture(memberships: list[tuple[str, list[str]]]) -> None:
-    joined = merge(memberships)
-    owner: dict[str, str] = {}
-    for group, pictures in memberships:
-        assert joined[joined[group]] == joined[group] <= group
-        for picture in pictures:
-            assert owner.setdefault(picture, joined[group]) == joined[group]
-    assert merge(reversed(memberships)) == joined
+@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=3)))
+def test_groups_are_the_smallest_that_share_no_key(some: list[list[str]]) -> None:
+    found = connected(some, alone=[f"sample {n}" for n in range(len(some))])
+    groups: list[set[str]] = []
+    for keys in filter(None, some):  # oracle: merge sets one by one
+        apart = [group for group in groups if not group & {*keys}]
+        groups = [*apart, {*keys}.union(*(group for group in groups if group & {*keys}))]
+    for number, keys in enumerate(some):
+        assert found[number] == next((min(group) for group in groups if group & {*keys}), f"sample {number}")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 
-from radloop.data.adapters.slake import Slake, _Hub, _Release
+from radloop.data.adapters._hub import HubQuestions
+from radloop.data.adapters.slake import Slake, _Release
 from radloop.data.phantoms import questions
 from radloop.data.phantoms.formats import Cohort
 from radloop.data.phantoms.formats._files import jpeg
@@ -173,7 +174,7 @@ def test_whatever_a_row_of_the_release_holds_survives(row: Any) -> None:
 def test_whatever_the_columns_of_the_hub_hold_survives(image: Any, question: Any, answer: Any) -> None:
     # The columns are there, of whatever type: an earlier check of the file made sure of it.
     row = {"image": image, "question": question, "answer": answer, "split": "train", "id": "1"}
-    (sample,) = _Hub(ParquetFolder(Path(), ())).samples(row, images := Images())
+    (sample,) = HubQuestions("slake", ParquetFolder(Path(), ())).samples(row, images := Images())
     assert sample["image_ids"] == list(images.refs)
     assert all(sample["answers"])
 

@@ -159,7 +159,9 @@ def test_all_else_is_not_understood(record: Record, query: str) -> None:
     [
         asking(nested("")) + " " * 100_000,
         "func_vqa ( 'x' , t1.study_id ) " + "from ( " * 20_000,
-        asking("select tb_cxr.study_id from tb_cxr where tb_cxr.study_id in ( " * 100 + "1" + ")" * 100),
+        asking(
+            "select tb_cxr.study_id from tb_cxr where tb_cxr.study_id in ( " * 100 + OWN + LAST + " )" * 100
+        ),
         "'" * 9_999,
         "( " * 3_000 + "func_vqa ( 'x' , t1.study_id )" + " )" * 1_900 + " as t1",
         "<" + " " * 9_990 + "x",

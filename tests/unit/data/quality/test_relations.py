@@ -43,8 +43,8 @@ def flags(corpus: Corpus) -> list[set[str]]:
 def flags_of(relations: Relations, num_samples: int) -> list[set[str]]:
     """The names of the flags that are set, of each sample."""
     found: list[set[str]] = [set() for _ in range(num_samples)]
-    for task in relations.tasks():
-        for frame in relations.sample_frames(task):
+    for suite in relations.suites():
+        for frame in relations.sample_frames(suite):
             for row in frame.to_dict("records"):
                 found[row["row"]] = {name for name in FLAGS if row[name]}
     return found
@@ -368,7 +368,7 @@ def test_closing_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("RADLOOP_HOME", str(tmp_path))
     with Relations(Corpus.of([PNG], [sample(1, PNG)])) as relations:
         assert list(tmp_path.rglob("*.duckdb"))
-        assert relations.tasks() == ["vqa"]
+        assert relations.suites() == ["vqa"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

@@ -1,0 +1,51 @@
+"""The layout that VQA data sets share on the Hugging Face hub: an image, a question and an answer a row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from radloop.data.reading import ParquetFolder, answer_type_of, clean_text, encoded_image
+from radloop.data.source import Images, Source, Unit
+
+HUB_COLUMNS = ("image", "question", "answer")
+
+
+@dataclass(frozen=True)
+class HubQuestions(Source):
+    """English questions of one data set in parquet files with `HUB_COLUMNS`.
+
+    Attributes:
+        dataset: Name of the data set.
+        parquet: Its files.
+    """
+
+    dataset: str
+    parquet: ParquetFolder
+
+    def units(self) -> Iterator[Unit]:
+        return self.parquet.units()
+
+    def rows(self, unit: Unit) -> Iterator[Any]:
+        # The hub's copies have no id: file and row make one.
+        for number, row in enumerate(self.parquet.rows(unit), unit.first):
+            yield row | {"id": f"{unit.file.removesuffix('.parquet')}-{number}"}
+
+    def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
+        notes: list[str] = []
+        data, name = encoded_image(row["image"])
+        question = clean_text(row["question"], "question", notes)
+        answer = clean_text(row["answer"], "answer", notes)
+        yield {
+            "id": f"{self.dataset}-{row['id']}",
+            "dataset": self.dataset,
+            "split": row["split"],
+            "image_ids": [images.inline(data, name or row["id"])],
+            "task": "vqa",
+            "question": question,
+            "answers": [answer] if answer else [],
+            "answer_type": answer_type_of(answer),
+            "language": "en",
+            "notes": notes,
+        }
