@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+ROW = "\ue000"  # in an id: stands for the number of the row, which depends on the rows before it
 _SMALLEST, _MEAN, _LARGEST = 64, 256, 1024  # rows of a unit
 
 
@@ -118,7 +119,10 @@ class Source:
         raise NotImplementedError
 
     def rows(self, unit: Unit) -> Iterator[Any]:
-        """Return the unit's raw rows; sources of packed rows, such as parquet, unpack them here."""
+        """Return the unit's raw rows, one for each of `unit.rows`, with what else `samples` needs of them.
+
+        Sources of packed rows, such as parquet, unpack them here.
+        """
         return iter(unit.rows)
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
@@ -132,7 +136,8 @@ class Source:
             images: Takes the images; `image_ids` of a sample are the keys that it returns.
 
         Returns:
-            Dictionaries with columns of `corpus.SAMPLES`, without `file` and `row`.
+            Dictionaries with columns of `corpus.SAMPLES`, without `file` and `row`. They depend on
+            this row alone; an id that needs the number of the row has `ROW` in its place.
         """
         raise NotImplementedError
 

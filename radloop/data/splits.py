@@ -40,8 +40,8 @@ def stratified(
         raise ValueError(
             f"got validation {validation} and test {test}; needed are shares with a sum of at most 1"
         )
-    names, group_of = np.unique(np.asarray(groups, object).astype(str), return_inverse=True)
-    kinds, kind_of = np.unique(np.asarray(strata, object).astype(str), return_inverse=True)
+    names, group_of = np.unique(np.asarray(groups, object), return_inverse=True)
+    kinds, kind_of = np.unique(np.asarray(strata, object), return_inverse=True)
     counts = np.zeros((len(names), len(kinds)))
     np.add.at(counts, (group_of, kind_of), 1)
     wanted = np.outer([1 - validation - test, validation, test], counts.sum(0))

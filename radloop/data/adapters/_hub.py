@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from radloop.data.reading import ParquetFolder, answer_type_of, clean_text, encoded_image
-from radloop.data.source import Images, Source, Unit
+from radloop.data.source import ROW, Images, Source, Unit
 
 HUB_COLUMNS = ("image", "question", "answer")
 
@@ -29,8 +29,8 @@ class HubQuestions(Source):
 
     def rows(self, unit: Unit) -> Iterator[Any]:
         # The hub's copies have no id: file and row make one.
-        for number, row in enumerate(self.parquet.rows(unit), unit.first):
-            yield row | {"id": f"{unit.file.removesuffix('.parquet')}-{number}"}
+        for row in self.parquet.rows(unit):
+            yield row | {"id": f"{unit.file.removesuffix('.parquet')}-{ROW}", "file": unit.file}
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         notes: list[str] = []
@@ -41,7 +41,7 @@ class HubQuestions(Source):
             "id": f"{self.dataset}-{row['id']}",
             "dataset": self.dataset,
             "split": row["split"],
-            "image_ids": [images.inline(data, name or row["id"])],
+            "image_ids": [images.inline(data, name or row["file"])],
             "task": "vqa",
             "question": question,
             "answers": [answer] if answer else [],

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from radloop.data.adapters import need_path, no_such_layout
 from radloop.data.reading import answer_type_of, as_object, clean_text, clip, file_name, split_of
 from radloop.data.reading.tables import JSON_SUFFIXES, kind_of, read_rows
-from radloop.data.source import Images, Source, Unit, in_units
+from radloop.data.source import ROW, Images, Source, Unit, in_units
 from radloop.errors import DataError
 
 _LAYOUTS = f"a file of conversations ({', '.join(JSON_SUFFIXES)}), or a folder of such files"
@@ -95,8 +95,8 @@ class _Conversations(Source):
 
     def rows(self, unit: Unit) -> Iterator[Any]:
         split = split_of(Path(unit.file)) if self.split_by_file else ""
-        for number, row in enumerate(unit.rows, unit.first):
-            yield f"{unit.file}-{number}", split, row
+        for row in unit.rows:
+            yield f"{unit.file}-{ROW}", split, row
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         place, split, row = row

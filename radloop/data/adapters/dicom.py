@@ -29,7 +29,7 @@ from radloop.data.imaging import WINDOWS, ImageError
 from radloop.data.imaging.windows import parse_window
 from radloop.data.reading import as_object, clean_text
 from radloop.data.reading.tables import SUFFIXES, kind_of, read_rows
-from radloop.data.source import Images, Source, Unit, in_units, left_out
+from radloop.data.source import ROW, Images, Source, Unit, in_units, left_out
 from radloop.errors import DataError
 
 _LAYOUTS = f"a folder of DICOM files, and a table that names them ({', '.join(SUFFIXES)}; data.options.table)"
@@ -136,9 +136,9 @@ class _Rows(Source):
             yield from (fault or why_unnamed(self.root / path) for path, _, fault in unit.rows)
             return
         tags = cache(lambda path: read_tags(self.root / path)[0])  # a file's questions are close together
-        for number, (row, shown, absent, notes) in enumerate(unit.rows, unit.first):
+        for row, shown, absent, notes in unit.rows:
             images = [(image.path, tags(image.path) if image.tags is None else image.tags) for image in shown]
-            yield f"{unit.file}-{number}", row, images, absent, notes
+            yield f"{unit.file}-{ROW}", row, images, absent, notes
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         if isinstance(row, str):

@@ -28,7 +28,7 @@ from radloop.data.reading import (
     read_json,
     split_of,
 )
-from radloop.data.source import Images, Source, Unit, in_units
+from radloop.data.source import ROW, Images, Source, Unit, in_units
 
 _LAYOUTS = (
     "either the folder with train.json, valid.json or test.json and the databases mimic_iv_cxr.db below it, "
@@ -104,7 +104,6 @@ class _Row:
     """A raw row with what it does not say itself."""
 
     file: File
-    number: int
     raw: Any
 
 
@@ -125,7 +124,7 @@ class _Questions(Source):
 
     def rows(self, unit: Unit) -> Iterator[Any]:
         file = next(file for file in self.files if file.name == unit.file)
-        return (_Row(file, number, raw) for number, raw in enumerate(unit.rows, unit.first))
+        return (_Row(file, raw) for raw in unit.rows)
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         notes: list[str] = []
@@ -133,7 +132,7 @@ class _Questions(Source):
         file, fields = row.file, as_object(row.raw, notes)
         record = file.record()
         split = clean_text(fields.get("split"), "split", unnoted)
-        number = clean_text(fields.get("id", row.number), "id", unnoted)
+        number = clean_text(fields.get("id", ROW), "id", unnoted)
         tag = clean_text(fields.get("q_tag"), "q_tag", unnoted) or clean_text(
             fields.get("template"), "template", unnoted
         )

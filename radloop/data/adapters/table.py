@@ -35,7 +35,7 @@ from radloop.data.reading import (
     split_of,
 )
 from radloop.data.reading.tables import SUFFIXES, kind_of, read_rows
-from radloop.data.source import Images, Source, Unit, in_units
+from radloop.data.source import ROW, Images, Source, Unit, in_units
 from radloop.errors import DataError
 
 _LAYOUTS = f"a table ({', '.join((*SUFFIXES, '.parquet'))}), or a folder of such tables"
@@ -177,8 +177,8 @@ class _Rows(Source):
             no_split = {} if "split" in columns_of(file) else {"split": ""}
             rows = (row | no_split for row in self._parquet(file).rows(unit))
         split = split_of(Path(unit.file)) if self.split_by_file else ""
-        for number, row in enumerate(rows, unit.first):
-            yield f"{unit.file}-{number}", split, row
+        for row in rows:
+            yield f"{unit.file}-{ROW}", split, row
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         place, split, row = row
@@ -203,7 +203,7 @@ class _Rows(Source):
     ) -> str:
         data, name = encoded_image(value)
         if data is not None:
-            return images.inline(data, name or place, **columns)
+            return images.inline(data, name or place.removesuffix(f"-{ROW}"), **columns)
         name = relative_name(name or value, self.images, notes)
         return images.file(self.images, name, **columns) if name else ""
 

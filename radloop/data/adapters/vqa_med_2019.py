@@ -25,7 +25,7 @@ from radloop.data.reading import (
     read_json,
     with_keys,
 )
-from radloop.data.source import Images, Source, Unit, in_units
+from radloop.data.source import ROW, Images, Source, Unit, in_units
 from radloop.errors import DataError
 
 REFERENCE_ANSWERS = "VQAMed2019_Test_Questions_w_Ref_Answers.txt"
@@ -158,14 +158,14 @@ class _VqaMed2019(Source):
 
     def rows(self, unit: Unit) -> Iterator[Any]:
         table = next(table for table in self.tables if table.file == unit.file)
-        return ((table, number, row) for number, row in enumerate(unit.rows, unit.first))
+        return ((table, row) for row in unit.rows)
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         notes: list[str] = []
-        table, number, fields = row
+        table, fields = row
         fields = as_object(fields, notes)
         if table.columns:  # the text files have no ids
-            number = f"{Path(table.file).stem}-{number}"
+            number = f"{Path(table.file).stem}-{ROW}"
             name = clean_text(fields.get("image"), "image", notes)
             category = table.category or clean_text(fields.get("category"), "category", []).lower()
         else:

@@ -25,7 +25,7 @@ from radloop.data.ingest.cleaning import Cleaner
 from radloop.data.ingest.engines import Engine
 from radloop.data.ingest.index import Index
 from radloop.data.ingest.work import PART, Part, look_at, read_unit
-from radloop.data.source import ImageRef, Source, Unit
+from radloop.data.source import ROW, ImageRef, Source, Unit
 from radloop.errors import DataError
 from radloop.source import code_hash
 
@@ -111,7 +111,7 @@ class _Assembly:
         units = _Units(source, self.index, self.cleaner)
         for file, first, part in units.parts(self.engine):
             self.touched.rows += part.num_rows
-            self.left_out += part.left_out
+            self.left_out.update(reason for _, reason in part.left_out)
             self.removed += part.removed
             self.parts.write(_placed(part.samples, file, first))
             self._note(part.refs)
@@ -190,8 +190,28 @@ class _Assembly:
         return found
 
 
+@dataclass
+class _Asked:
+    """A unit on its way: where it is, its keys in the index, and what of it is known from before.
+
+    Attributes:
+        rows: Key of each of its rows.
+        known: Whether the whole unit is in the index.
+        old: What an earlier unit with the same last row gave, as far as its rows are still there.
+        new: The rows that have to be read, as numbers within the unit; None for all.
+    """
+
+    file: str
+    first: int
+    key: bytes
+    rows: list[bytes]
+    known: bool = False
+    old: Part | None = None
+    new: list[int] | None = None
+
+
 class _Units:
-    """The units of a source; those that an earlier ingest has read come from the index."""
+    """The units of a source; units and rows that an earlier ingest has read come from the index."""
 
     def __init__(self, source: Source, index: Index, cleaner: Cleaner | None) -> None:
         self.source, self.index, self.cleaner = source, index, cleaner
@@ -202,37 +222,59 @@ class _Units:
     def parts(self, engine: Engine) -> Iterator[tuple[str, int, Part]]:
         """Yield file and number of the first row of each unit with what it gave, in the source's order."""
         # The engine asks for tasks ahead of its results, and known units are no tasks: both wait here.
-        waiting: deque[tuple[str, int, bytes, bool]] = deque()
+        waiting: deque[_Asked] = deque()
 
         def tasks() -> Iterator[tuple[Source, Unit, Cleaner | None]]:
             for unit in self.source.units():
-                key = self._key(unit)
-                known = not self.cleaner and self.index.has_unit(key)
-                file = unit.file
-                if self.cleaner and not unit.first:  # no table, but a file or folder of one study
-                    file = self.cleaner.clean_file(file)
-                waiting.append((file, unit.first, key, known))
-                if not known:
-                    yield self.source, unit, self.cleaner
+                asked = self._ask(unit)
+                waiting.append(asked)
+                if not asked.known:
+                    rows = unit.rows if asked.new is None else tuple(unit.rows[row] for row in asked.new)
+                    yield self.source, Unit(unit.file, unit.first, rows), self.cleaner
 
         def known_parts() -> Iterator[tuple[str, int, Part]]:
-            while waiting and waiting[0][3]:
-                file, first, key, _ = waiting.popleft()
-                yield file, first, Part.from_bytes(self.index.unit(key))
+            while waiting and waiting[0].known:
+                asked = waiting.popleft()
+                yield asked.file, asked.first, Part.from_bytes(self.index.unit(asked.key))
 
         for part in engine.map(read_unit, tasks()):
             yield from known_parts()
-            file, first, key, _ = waiting.popleft()
+            asked = waiting.popleft()
             self.new_rows += part.num_rows
+            if asked.old is not None and asked.new is not None:
+                part = asked.old.joined(part.placed(asked.new))
             # Pictures inside the rows would fill the index, and raw names of images have no place in it.
             if not part.images and not self.cleaner:
-                self.index.keep_unit(key, part.to_bytes())
-            yield file, first, part
+                self.index.keep_unit(asked.key, asked.rows, part.to_bytes())
+            yield asked.file, asked.first, part
         yield from known_parts()
 
-    def _key(self, unit: Unit) -> bytes:
-        content = repr((unit.file, unit.first == 0, unit.rows)).encode("utf-8", "replace")
-        return hashlib.sha256(self._maker + content).digest()
+    def _ask(self, unit: Unit) -> _Asked:
+        """Find out what of the unit an earlier ingest has read."""
+        if self.cleaner:
+            # No table, but a file or folder of one study: its name tells which.
+            file = unit.file if unit.first else self.cleaner.clean_file(unit.file)
+            return _Asked(file, unit.first, b"", [])
+        place = self._maker + repr((unit.file, unit.first == 0)).encode("utf-8", "replace")
+        rows = [
+            hashlib.sha256(place + repr(row).encode("utf-8", "replace")).digest()[:16] for row in unit.rows
+        ]
+        asked = _Asked(unit.file, unit.first, hashlib.sha256(place + b"".join(rows)).digest(), rows)
+        asked.known = self.index.has_unit(asked.key)
+        if not asked.known and (found := self.index.unit_that_ends(rows[-1])):
+            self._reuse(asked, *found)
+        return asked
+
+    def _reuse(self, asked: _Asked, old_rows: list[bytes], old: bytes) -> None:
+        """Take over what an earlier unit gave for rows that are in this one, too."""
+        offsets = {key: number for number, key in enumerate(asked.rows)}
+        if len(offsets) < len(asked.rows):  # equal rows: not worth telling them apart
+            return
+        where = [offsets.get(key, -1) for key in old_rows]
+        taken = set(where)
+        asked.new = [number for number in range(len(asked.rows)) if number not in taken]
+        asked.old = Part.from_bytes(old).placed(where)
+        asked.old.num_rows = len(taken - {-1})
 
 
 def _placed(samples: pa.Table, file: str, first: int) -> pa.Table:
@@ -241,7 +283,15 @@ def _placed(samples: pa.Table, file: str, first: int) -> pa.Table:
     at = SAMPLES.get_field_index("row")
     samples = samples.set_column(at, SAMPLES.field(at), rows)
     at = SAMPLES.get_field_index("file")
-    return samples.set_column(at, SAMPLES.field(at), pa.array([file] * samples.num_rows, pa.string()))
+    samples = samples.set_column(at, SAMPLES.field(at), pa.array([file] * samples.num_rows, pa.string()))
+    if not pc.any(pc.match_substring(samples["id"], ROW)).as_py():
+        return samples
+    ids = [
+        name.replace(ROW, str(row))
+        for name, row in zip(samples["id"].to_pylist(), rows.to_pylist(), strict=True)
+    ]
+    at = SAMPLES.get_field_index("id")
+    return samples.set_column(at, SAMPLES.field(at), pa.array(ids, pa.string()))
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:

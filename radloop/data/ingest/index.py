@@ -19,11 +19,12 @@ from radloop.errors import DataError
 
 logger = logging.getLogger(__name__)
 KnownImage = tuple[str, str, dict[str, Any]]  # key, stamp, facts
-_VERSION = 1
+_VERSION = 2
 _KEPT_DAYS = 60
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, stamp TEXT, facts TEXT, used INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS units (key BLOB PRIMARY KEY, part BLOB, used INTEGER);
+CREATE TABLE IF NOT EXISTS units (key BLOB PRIMARY KEY, last BLOB, row_keys BLOB, part BLOB, used INTEGER);
+CREATE INDEX IF NOT EXISTS units_by_last ON units (last);
 """
 _DAY = "CAST(julianday('now') AS INTEGER)"
 
@@ -79,13 +80,30 @@ class Index:
                 f"{self.path}: was damaged while in use ({error}); delete it and start again"
             ) from None
 
-    def keep_unit(self, key: bytes, part: bytes) -> None:
-        """Remember what this unit gave."""
+    def unit_that_ends(self, row_key: bytes) -> tuple[list[bytes], bytes] | None:
+        """Return the row keys and the part of the newest unit with this last row.
+
+        Units are cut behind rows of certain contents: a unit with rows added or changed still ends
+        with the same one.
+        """
+        found = None
+        if self._connection is not None:
+            with _forgiving(self):
+                query = "SELECT row_keys, part FROM units WHERE last = ? ORDER BY rowid DESC LIMIT 1"
+                found = self._connection.execute(query, (row_key,)).fetchone()
+        if found is None:
+            return None
+        row_keys, part = found
+        width = len(row_key)
+        return [row_keys[start : start + width] for start in range(0, len(row_keys), width)], part
+
+    def keep_unit(self, key: bytes, row_keys: list[bytes], part: bytes) -> None:
+        """Remember what this unit gave, and which rows it had."""
         if self._connection is not None:
             with _forgiving(self):
                 self._connection.execute(
-                    f"INSERT OR REPLACE INTO units VALUES (?, ?, {_DAY})",  # noqa: S608
-                    (key, part),
+                    f"INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, {_DAY})",  # noqa: S608
+                    (key, row_keys[-1], b"".join(row_keys), part),
                 )
 
     def keep_images(self, images: Iterable[KnownImage]) -> None:

@@ -14,7 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from radloop.data.corpus import NOT_CONTENT, SAMPLES, empty_row, image_id, sample_digest
 from radloop.data.imaging import MAX_BYTES
@@ -41,7 +43,7 @@ class Part:
         refs: Images that lie in files of their own, not yet looked at.
         images: Rows of `corpus.IMAGES` for those that do not, each with its "key".
         num_rows: Raw rows read.
-        left_out: Rows that the options exclude, by reason.
+        left_out: (row, reason) of rows that the options exclude; rows as in `samples`.
         removed: Identifiers taken out, by kind.
     """
 
@@ -49,7 +51,7 @@ class Part:
     refs: list[ImageRef]
     images: list[dict[str, Any]]
     num_rows: int
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: list[tuple[int, str]] = field(default_factory=list)
     removed: Counter[str] = field(default_factory=Counter)
 
     def to_bytes(self) -> bytes:
@@ -69,7 +71,33 @@ class Part:
         table = pa.ipc.open_stream(data).read_all()
         refs, num_rows, left_out, removed = json.loads(table.schema.metadata[b"part"])
         found = [ImageRef(key, root, name, None, columns) for key, root, name, columns in refs]
-        return cls(table.replace_schema_metadata(), found, [], num_rows, Counter(left_out), Counter(removed))
+        pairs = [(row, reason) for row, reason in left_out]
+        return cls(table.replace_schema_metadata(), found, [], num_rows, pairs, Counter(removed))
+
+    def placed(self, rows: list[int]) -> Self:
+        """Return the same samples in other rows: those of row n are put into `rows[n]`, of -1 dropped."""
+        where = np.array(rows, np.int64)
+        moved = where[self.samples["row"].to_numpy()]
+        kept = self.samples.filter(pa.array(moved >= 0))
+        at = PART.get_field_index("row")
+        kept = kept.set_column(at, PART.field(at), pa.array(moved[moved >= 0]))
+        left_out = [(rows[row], reason) for row, reason in self.left_out if rows[row] >= 0]
+        return type(self)(kept, self.refs, self.images, len(rows), left_out, self.removed)
+
+    def joined(self, other: Self) -> Self:
+        """Return the samples of both parts in the order of their rows, and the images that they name."""
+        samples = pa.concat_tables([self.samples, other.samples])
+        samples = samples.take(pa.array(np.argsort(samples["row"].to_numpy(), kind="stable")))
+        named = set(pc.unique(pc.list_flatten(samples["image_ids"])).to_pylist())
+        refs = {ref.key: ref for ref in (*self.refs, *other.refs) if ref.key in named}
+        return type(self)(
+            samples,
+            list(refs.values()),
+            [*self.images, *other.images],
+            self.num_rows + other.num_rows,
+            sorted([*self.left_out, *other.left_out]),
+            self.removed + other.removed,
+        )
 
 
 def read_unit(task: tuple[Source, Unit, Cleaner | None]) -> Part:
@@ -77,7 +105,7 @@ def read_unit(task: tuple[Source, Unit, Cleaner | None]) -> Part:
     source, unit, cleaner = task
     images = Images()
     samples: list[dict[str, Any]] = []
-    left_out: Counter[str] = Counter()
+    left_out: list[tuple[int, str]] = []
     removed: Counter[str] = Counter()
     num_rows = 0
     for offset, row in enumerate(source.rows(unit)):
@@ -87,7 +115,7 @@ def read_unit(task: tuple[Source, Unit, Cleaner | None]) -> Part:
             raise ValueError(f"{unit.file} row {unit.first + offset}: {type(source).__name__} gave no sample")
         for values in found:
             if reason := values.get("left_out"):
-                left_out[reason] += 1
+                left_out.append((offset, reason))
                 continue
             sample = _EMPTY | values | {"row": offset}
             if cleaner:

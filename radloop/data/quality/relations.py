@@ -74,7 +74,8 @@ CREATE TABLE shared AS
     SELECT kind, key FROM keyed WHERE split IN ('train', 'validation', 'test')
     GROUP BY kind, key HAVING min(split) <> max(split);
 CREATE TABLE leaks AS
-    SELECT row, any_value(split) AS split, {", ".join(f"bool_or(kind = '{kind}') AS {kind}" for kind in LEAKS)}
+    SELECT row, any_value(split) AS split,
+        {", ".join(f"bool_or(kind = '{kind}') AS {kind}" for kind in LEAKS)}
     FROM keyed JOIN shared USING (kind, key) WHERE split IN ('validation', 'test') GROUP BY row;
 UPDATE leaks SET near_image = near_image AND NOT image;
 CREATE TABLE ids AS SELECT id FROM samples WHERE id <> '' GROUP BY id HAVING count(*) > 1;
@@ -103,8 +104,8 @@ WITH pictures AS (SELECT picture, count(*) AS files FROM image WHERE NOT missing
     sets AS (SELECT image_row AS row, min(dataset) AS dataset FROM used GROUP BY image_row)
 SELECT i.row, i.id, i.name AS image, coalesce(d.dataset, '') AS dataset, t.missing,
     CASE WHEN NOT t.missing THEN nullif(i.error, '') END AS error,
-    i.width || ' x ' || i.height AS size, least(i.width, i.height) AS shortest_side, nullif(i.mode, '') AS mode,
-    nullif(i.format, '') AS format, i.frames, i.blank, coalesce(p.files > 1, false) AS same_pixels,
+    i.width || ' x ' || i.height AS size, least(i.width, i.height) AS shortest_side,
+    nullif(i.mode, '') AS mode, nullif(i.format, '') AS format, i.frames, i.blank, coalesce(p.files > 1, false) AS same_pixels,
     coalesce(l.pictures > 1, false) AS near_duplicate, i.burnt_in_text, i.modality, i.body_part, i.view,
     i.error AS note
 FROM images i JOIN image t USING (row) LEFT JOIN pictures p ON p.picture = t.picture
@@ -149,7 +150,7 @@ class Relations:
 
     def suites(self) -> list[SuiteName]:
         """Return the suites that the samples need: of their task, or `common` if that is not known."""
-        return [name for (name,) in self._rows(f"SELECT DISTINCT {_SUITE} FROM samples ORDER BY ALL")]  # noqa: S608
+        return [name for (name,) in self._rows(f"SELECT DISTINCT {_SUITE} FROM samples ORDER BY ALL")]
 
     def sample_frames(self, suite: SuiteName) -> Iterator[pd.DataFrame]:
         """Yield a suite's samples with the columns of `suites.SAMPLE_COLUMNS` and `row_in_file`."""
@@ -183,7 +184,7 @@ class Relations:
             the distinct pictures test_images, other_images and shared_images.
         """
         kinds = ", ".join(f"count(*) FILTER ({kind})" for kind in LEAKS)
-        counts = self._rows(f"SELECT {kinds} FROM leaks WHERE split = 'test'")[0]  # noqa: S608
+        counts = self._rows(f"SELECT {kinds} FROM leaks WHERE split = 'test'")[0]
         ((samples,),) = self._rows("SELECT count(*) FROM samples WHERE split = 'test'")
         ((leaking,),) = self._rows(
             "SELECT count(*) FROM leaks WHERE split = 'test' AND (image OR near_image)"
@@ -221,8 +222,8 @@ class Relations:
             "GROUP BY look HAVING count(DISTINCT picture) > 1)"
         )
         repeated, contested = self._rows(
-            "SELECT coalesce(sum(times) FILTER (times > 1), 0), coalesce(sum(times) FILTER (versions > 1), 0) "
-            "FROM agreement"
+            "SELECT coalesce(sum(times) FILTER (times > 1), 0), "
+            "coalesce(sum(times) FILTER (versions > 1), 0) FROM agreement"
         )[0]
         across = [
             {"datasets": [one, other], "by": kind, "images": count}

@@ -37,6 +37,8 @@ def clean_text(value: Any, column: str, notes: list[str]) -> str:
     if not isinstance(value, str):
         notes.append(f"{column}: {type(value).__name__} {clip(value)} kept as text")
         return _number_text(value)
+    if value.isprintable() and value.strip() == value and "  " not in value and value.lower() not in _MISSING:
+        return value
     whole = value.encode("utf-8", "replace").decode()
     if whole != value:
         notes.append(f"{column}: half of a surrogate pair replaced by '?'")

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radloop.data.corpus import IMAGES, Corpus
-from radloop.data.imaging.hashing import HASH_BYTES
 from radloop.data.pictures import near_groups_of, pictures_of
 from tests.unit.data.small import image, noise, phantom
 
@@ -15,7 +14,6 @@ POOL = [
     for form, size in (("PNG", 128), ("TIFF", 128), ("PNG", 80), ("JPEG", 128))
 ]
 BASE = {row["id"]: number // 4 for number, row in enumerate(POOL)}
-BLANK = {"blank": True, "perceptual_hash": bytes(HASH_BYTES)}
 
 
 def table(*rows: dict[str, object]) -> pa.Table:
@@ -37,7 +35,8 @@ def test_an_image_alone_is_its_own_picture_and_in_no_group() -> None:
 
 
 def test_blank_images_are_not_all_the_same_picture() -> None:
-    rows = [image(name, noise(n), pixel_hash=name, **BLANK) for n, name in enumerate("ab")]
+    look = image("x", phantom(0))["perceptual_hash"]
+    rows = [image(name, noise(n), blank=True, perceptual_hash=look) for n, name in enumerate("ab")]
     assert near_groups_of(table(*rows)).tolist() == [-1, -1]
     assert len(set(pictures_of(table(*rows)).values())) == 2
 

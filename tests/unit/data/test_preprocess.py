@@ -27,14 +27,16 @@ from tests.unit.data.small import image, noise, phantom, sample
 Row = dict[str, Any]
 KINDS = [("closed", "yes"), ("closed", "no"), ("open", "the left lung")]
 IMAGES = [
-    image(f"{n}.png", noise(n, 24), body_part="CHEST" if n % 3 else "HEAD", patient="", study="") for n in range(60)
+    image(f"{n}.png", noise(n, 24), body_part="CHEST" if n % 3 else "HEAD", patient="", study="")
+    for n in range(60)
 ]
 
 
 def rows(images: list[Row] = IMAGES, **changes: Any) -> list[Row]:
     """Three questions an image; each fifth image is published as test."""
     return [
-        sample(3 * n + q, row, split="train" if n % 5 else "test", answer_type=kind, answers=[answer]) | changes
+        sample(3 * n + q, row, split="train" if n % 5 else "test", answer_type=kind, answers=[answer])
+        | changes
         for n, row in enumerate(images)
         for q, (kind, answer) in enumerate(KINDS)
     ]
@@ -80,7 +82,10 @@ def test_the_context_stands_in_the_prompt_where_there_is_one() -> None:
     prompts = {row["id"]: row["prompt"] for row in prepare(samples).samples.to_pylist()}
     assert prompts["s0"] == "Aged 70. {question}\nIs finding 0 to be seen?"
     assert prompts["s1"] == "Is finding 1 to be seen?"
-    shown = {row["id"]: row["prompt"] for row in prepare(samples, prompt="{question}|{context}").samples.to_pylist()}
+    shown = {
+        row["id"]: row["prompt"]
+        for row in prepare(samples, prompt="{question}|{context}").samples.to_pylist()
+    }
     assert (shown["s0"], shown["s1"]) == (
         "Is finding 0 to be seen?|Aged 70. {question}\n",
         "Is finding 1 to be seen?|",
@@ -146,7 +151,9 @@ def test_the_order_of_rows_and_images_does_not_matter(random: Any) -> None:
 def test_each_kind_of_answer_and_organ_gets_its_share() -> None:
     data = prepare(rows(), test=0.25, validation=0.15)
     organ = {row["id"]: row["body_part"] for row in IMAGES}
-    kinds = [(row["answer_type"], organ[row["image_ids"][0]], row["split"]) for row in data.samples.to_pylist()]
+    kinds = [
+        (row["answer_type"], organ[row["image_ids"][0]], row["split"]) for row in data.samples.to_pylist()
+    ]
     total, held = Counter(kind[:2] for kind in kinds), Counter(kinds)
     assert len(total) == 4
     for kind, count in total.items():
@@ -181,10 +188,15 @@ def test_no_patient_is_torn_apart_wherever_it_is_named(people: list[tuple[Any, .
     samples = []
     for n, (dataset, patient, study, of_image, of_image_study, numbers) in enumerate(people):
         samples.append(
-            sample(n, *(images[i] for i in numbers), dataset=dataset, patient=patient, study=study, task="ehr")
+            sample(
+                n, *(images[i] for i in numbers), dataset=dataset, patient=patient, study=study, task="ehr"
+            )
         )
         for i in numbers[:1]:
-            images[i] |= {"patient": of_image and f"p{of_image}", "study": of_image_study and f"s{of_image_study}"}
+            images[i] |= {
+                "patient": of_image and f"p{of_image}",
+                "study": of_image_study and f"s{of_image_study}",
+            }
     alone = [sample(100 + n, task="ehr") for n in range(30)]  # so that no split is empty
     data = prepare(samples + alone, images, seed=seed, test=0.4)
     named = {row["id"]: row for row in images}
@@ -214,14 +226,15 @@ def test_a_row_without_patient_goes_with_its_study_unless_many_patients_have_tha
     for n, row in enumerate(samples):
         row |= {"patient": f"p{n // 12}" if n % 12 < 6 else "", "study": f"st{n // 12}"}
     assert len(set(prepare(samples).samples["group"].to_pylist())) == 15
-    numbered = [row | {"study": "1"} for row in samples if row["patient"]]
-    assert len(set(prepare(numbered).samples["group"].to_pylist())) == 15
+    numbered = [row | {"study": "1"} for row in samples]
+    assert len(set(prepare(numbered).samples["group"].to_pylist())) == 16
 
 
 def test_patients_of_two_data_sets_with_one_number_are_two() -> None:
     samples = [row | {"patient": "1", "dataset": f"set {n // 3}"} for n, row in enumerate(rows())]
     assert len(set(prepare(samples).samples["group"].to_pylist())) == 60
-    assert len(set(prepare([row | {"dataset": "rad"} for row in samples[:60]] + samples[60:]).samples["group"].to_pylist())) == 41
+    joined = [row | {"dataset": "rad"} if n < 60 else row for n, row in enumerate(samples)]
+    assert len(set(prepare(joined).samples["group"].to_pylist())) == 41
 
 
 def test_by_image_may_tear_a_patient_apart() -> None:
@@ -234,7 +247,9 @@ def test_by_image_may_tear_a_patient_apart() -> None:
 def test_the_official_split_is_kept_and_validation_comes_out_of_train() -> None:
     data = prepare(rows(), split="official", validation=0.3)
     found = split_of_images(data)
-    assert {image_id for image_id in found if found[image_id] == {"test"}} == {row["id"] for row in IMAGES[::5]}
+    assert {image_id for image_id in found if found[image_id] == {"test"}} == {
+        row["id"] for row in IMAGES[::5]
+    }
     assert all(len(splits) == 1 for splits in found.values())
     assert sizes(data)["validation"] == pytest.approx(0.3 * 144, abs=3)
     without = prepare(rows(), split="official", validation=0)
@@ -257,7 +272,9 @@ def test_old_samples_stay_where_the_champion_had_them() -> None:
     assert all(sizes(after)[name] > sizes(before)[name] for name in SPLITS)
 
 
-@pytest.mark.parametrize("splits", [("train", "test"), ("test", "train"), ("validation", "test"), ("test", "train", "test")])
+@pytest.mark.parametrize(
+    "splits", [("train", "test"), ("test", "train"), ("validation", "test"), ("test", "train", "test")]
+)
 def test_a_group_that_joined_what_was_trained_on_goes_to_train(splits: tuple[str, ...]) -> None:
     samples = rows()
     for n in range(len(splits)):
@@ -320,7 +337,9 @@ def test_quarantined_samples_and_their_images_stay_out() -> None:
         ([], {}, "train and test would be empty: 0 samples in 0 groups"),
     ],
 )  # fmt: skip
-def test_an_empty_split_is_refused_with_the_remedy(samples: list[Row], config: Row, words: str | None) -> None:
+def test_an_empty_split_is_refused_with_the_remedy(
+    samples: list[Row], config: Row, words: str | None
+) -> None:
     if words is None:
         assert prepare(samples, **config).samples.num_rows == 180
         return
@@ -379,7 +398,9 @@ def test_the_published_vqa_rad(vqa_rad: tuple[Corpus, ValidationReport]) -> None
     assert data.samples["published_test"].to_pylist().count(True) == 451
     learnt = split_of_images(data)
     assert all(splits <= {"test"} or "test" not in splits for splits in learnt.values())
-    strata = Counter(zip(data.samples["answer_type"].to_pylist(), data.samples["split"].to_pylist(), strict=True))
+    strata = Counter(
+        zip(data.samples["answer_type"].to_pylist(), data.samples["split"].to_pylist(), strict=True)
+    )
     for kind in ("open", "closed"):
         total = sum(count for (answer_type, _), count in strata.items() if answer_type == kind)
         assert strata[kind, "test"] == pytest.approx(0.2 * total, abs=5)

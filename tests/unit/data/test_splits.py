@@ -11,11 +11,15 @@ from radloop.data.splits import SPLITS, connected, stratified
 
 seeds = st.integers(0, 2**31 - 1)
 shares = st.floats(0, 0.5)
-members = st.lists(st.tuples(st.text(max_size=3), st.sampled_from(["closed, CHEST", "open, HEAD", ""])), max_size=40)
+members = st.lists(
+    st.tuples(st.text(max_size=3), st.sampled_from(["closed, CHEST", "open, HEAD", ""])), max_size=40
+)
 Members = list[tuple[str, str]]
 
 
-def split(found: Members, seed: int, validation: float, test: float, kept: dict[str, str] | None = None) -> dict[str, str]:
+def split(
+    found: Members, seed: int, validation: float, test: float, kept: dict[str, str] | None = None
+) -> dict[str, str]:
     return stratified([g for g, _ in found], [s for _, s in found], seed, validation, test, kept)
 
 
@@ -38,7 +42,9 @@ def test_groups_that_are_kept_never_move(old: Members, new: Members, seed: int) 
 
 
 sized = st.lists(
-    st.tuples(st.sampled_from(["closed, CHEST", "open, CHEST", "open, HEAD"]), st.integers(1, 8)), min_size=1, max_size=60
+    st.tuples(st.sampled_from(["closed, CHEST", "open, CHEST", "open, HEAD"]), st.integers(1, 8)),
+    min_size=1,
+    max_size=60,
 )
 
 
@@ -58,7 +64,9 @@ def test_each_stratum_gets_its_share_to_within_a_group(
 def test_mixed_groups_get_close_to_their_shares_and_seeds_are_independent() -> None:
     draw = np.random.default_rng(0)
     kinds = ["closed, CHEST", "open, CHEST", "open, HEAD", "closed, ABD"]
-    found = [(f"image-{n}", kinds[k]) for n in range(500) for k in draw.choice(4, 7, p=[0.5, 0.3, 0.15, 0.05])]
+    found = [
+        (f"image-{n}", kinds[k]) for n in range(500) for k in draw.choice(4, 7, p=[0.5, 0.3, 0.15, 0.05])
+    ]
     first, second = split(found, 7, 0.1, 0.2), split(found, 8, 0.1, 0.2)
     total, held = Counter(s for _, s in found), Counter((s, first[g]) for g, s in found)
     for kind in kinds:
@@ -66,6 +74,30 @@ def test_mixed_groups_get_close_to_their_shares_and_seeds_are_independent() -> N
         assert held[kind, "validation"] / total[kind] == pytest.approx(0.1, abs=0.01)
     both = sum(first[group] == second[group] == "test" for group in first)
     assert 8 < both < 35  # about 20 expected of independent draws
+
+
+def test_a_rare_stratum_is_shared_out_as_well_as_a_common_one() -> None:
+    for seed in range(8):
+        draw = np.random.default_rng(seed)
+        found = [
+            (f"image-{n}", stratum)
+            for n in range(200)
+            for stratum in ["common"] * int(draw.integers(1, 21)) + ["rare"] * int(draw.random() < 0.15)
+        ]
+        placed = split(found, seed, 0.1, 0.2)
+        for stratum in ("common", "rare"):
+            of_stratum = [placed[group] for group, kind in found if kind == stratum]
+            assert abs(of_stratum.count("test") - 0.2 * len(of_stratum)) < 1
+
+
+def test_large_groups_come_first_so_that_small_ones_even_out() -> None:
+    found = [("large", "open")] * 40 + [(f"g{n}", "open") for n in range(60)]
+    assert Counter(split(found, 7, 0, 0.4)[group] for group, _ in found) == {"train": 60, "test": 40}
+
+
+def test_names_may_be_long_and_end_in_anything() -> None:
+    names = ["a", "a\0", "a" * 100_000, *(f"g{n}" for n in range(2000))]  # of fixed width: 800 MB
+    assert set(stratified(names, ["open"] * len(names), 7, 0.1, 0.2)) == set(names)
 
 
 def test_no_share_gives_an_empty_split() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from radloop.data.source import ImageRef, Images, Source
+from radloop.data.source import ROW, ImageRef, Images, Source
 
 
 def drive(source: Source) -> tuple[list[dict[str, Any]], dict[str, ImageRef]]:
@@ -16,6 +16,9 @@ def drive(source: Source) -> tuple[list[dict[str, Any]], dict[str, ImageRef]]:
             found = list(source.samples(row, images))
             assert found, f"{unit.file} row {unit.first + number} vanished"
             place = {"file": unit.file, "row": unit.first + number if unit.first else 0}
-            samples += [sample | place for sample in found]
+            for sample in found:
+                if "id" in sample:
+                    sample["id"] = sample["id"].replace(ROW, str(place["row"]))
+                samples.append(sample | place)
         refs |= images.refs
     return samples, refs

@@ -173,7 +173,7 @@ def test_whatever_a_row_of_the_release_holds_survives(row: Any) -> None:
 @settings(max_examples=60)
 def test_whatever_the_columns_of_the_hub_hold_survives(image: Any, question: Any, answer: Any) -> None:
     # The columns are there, of whatever type: an earlier check of the file made sure of it.
-    row = {"image": image, "question": question, "answer": answer, "split": "train", "id": "1"}
+    row = {"image": image, "question": question, "answer": answer, "split": "train", "id": "1", "file": "x"}
     (sample,) = HubQuestions("slake", ParquetFolder(Path(), ())).samples(row, images := Images())
     assert sample["image_ids"] == list(images.refs)
     assert all(sample["answers"])

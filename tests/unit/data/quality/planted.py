@@ -44,17 +44,18 @@ OF_A_SAMPLE: list[tuple[Row, Defect]] = [
     ({"notes": ["answer: int 5 kept as text"]}, ("warning", "value was mended while reading")),
     ({"question": "Is it da\ufffdmaged?"}, ("warning", "text holds a damaged character (U+FFFD)")),
 ]
+_UNSEEN = dict.fromkeys(("width", "height", "mode", "perceptual_hash")) | {"pixel_hash": ""}
 # Changes of one image; each of its samples has to be reported.
 OF_AN_IMAGE: list[tuple[Row, list[Defect]]] = [
-    ({"error": "is none of PNG, JPEG"} | dict.fromkeys(("width", "height", "mode")), [("error", "image cannot be read")]),
-    ({"id": "missing:{}", "error": "the file is missing"} | dict.fromkeys(("width", "height", "mode")), [_LOST]),
+    (_UNSEEN | {"error": "is none of PNG, JPEG"}, [("error", "image cannot be read")]),
+    (_UNSEEN | {"error": "the file is missing", "id": "missing:{}"}, [_LOST]),
     ({"width": 12, "height": 900}, [_SMALL, _PREVIEW]),
     ({"height": 127}, [_PREVIEW]),
     ({"mode": "XYZ"}, [("error", "image has an unknown pixel mode")]),
     ({"blank": True}, [("error", "image is blank")]),
     ({"burnt_in_text": True}, [("warning", "picture seems to hold burnt-in text")]),
     ({"frames": 3}, [("warning", "file holds several frames")]),
-]  # fmt: skip
+]
 
 
 @dataclass
@@ -70,11 +71,11 @@ class Planted:
     expected: set[tuple[str, str, int]] = field(default_factory=set)
 
     def corpus(self) -> Corpus:
-        tables = (
-            pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema=schema)
+        images, samples = (
+            pa.table({name: pa.array(columns[name], kind) for name, kind in zip(schema.names, schema.types)})
             for columns, schema in ((self.images, IMAGES), (self.samples, SAMPLES))
-        )  # fmt: skip
-        return Corpus(*tables, "planted", rows=len(self.samples["id"]))
+        )
+        return Corpus(images, samples, "planted", rows=samples.num_rows)
 
     def expect(self, defect: Defect, *rows: int) -> None:
         self.expected |= {(*defect, row) for row in rows}
@@ -131,7 +132,7 @@ def _sound(num_images: int, draw: np.random.Generator, folder: Path) -> Planted:
         "image_ids": [[f"image-{n}"] for n in of_image],
         "task": ["report" if report else "vqa" for report in is_report],
         "question": [f"Is finding {n} to be seen?" for n in range(total)],
-        "answers": [[f"The heart of case {n} is normal."] if report else ["yes"] for n, report in enumerate(is_report)],
+        "answers": [[f"The heart of case {n} is normal." if is_report[n] else "yes"] for n in range(total)],
         "answer_type": ["open" if report else "closed" for report in is_report],
         "language": ["en"] * total,
         "file": ["rows.json"] * total,
@@ -155,8 +156,6 @@ def _plant_image(planted: Planted, image: int, change: Row, defects: list[Defect
         change = change | {"id": name.format(f"{image}.png")}
         for row in _of(image):
             planted.samples["image_ids"][row] = [change["id"]]
-    if change.get("width", 1) is None:  # what could not be decoded has no look
-        change = change | {"pixel_hash": "", "perceptual_hash": None}
     _change(planted.images, image, change)
     for defect in defects:
         planted.expect(defect, *_of(image))
@@ -193,20 +192,23 @@ def _near(planted: Planted, one: int, other: int) -> None:
     _into(planted, one, "train")
     _into(planted, other, "test")
     look = np.frombuffer(planted.images["perceptual_hash"][one], np.uint8)
-    planted.images["perceptual_hash"][other] = np.where(look % 2, look - 1, look + 1).astype(np.uint8).tobytes()
+    planted.images["perceptual_hash"][other] = (
+        np.where(look % 2, look - 1, look + 1).astype(np.uint8).tobytes()
+    )
     planted.expect(("warning", "nearly the same picture under another file"), *_of(one), *_of(other))
     planted.expect(("warning", "a nearly equal image is in another split"), *_of(other))
 
 
 def _leaks_image(planted: Planted, one: int, other: int) -> None:
     row = _pair(planted, one, other)
-    _change(planted.samples, row, {"image_ids": [f"image-{one}"]})
-    _change(planted.samples, row, {"patient": "someone", "study": "some study"} if row % 2 else {})
-    shared = [("warning", "image is in another split, too")]
-    if not row % 2:  # the sample names no patient, so that the image's counts
-        shared += [("warning", f"{kind} is in another split, too") for kind in ("patient", "study")]
-    for defect in shared:
-        planted.expect(defect, row)
+    planted.samples["image_ids"][row] = [f"image-{one}"]
+    kinds = ["image"]
+    if row % 2:
+        _change(planted.samples, row, {"patient": "someone", "study": "some study"})
+    else:  # the sample names no patient, so that the image's counts
+        kinds += ["patient", "study"]
+    for kind in kinds:
+        planted.expect(("warning", f"{kind} is in another split, too"), row)
 
 
 def _leaks_patient(planted: Planted, one: int, other: int) -> None:

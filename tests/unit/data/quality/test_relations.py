@@ -140,14 +140,18 @@ def test_an_empty_answer_contradicts_nobody() -> None:
     assert flags(Corpus.of([PNG], [ask("Why?", "", 1), ask("Why?", "no")])) == [set(), set()]
 
 
-@pytest.mark.parametrize("columns", [{"context": "Aged 70."}, {"question": "Where?"}, {"image_ids": [OTHER["id"]]}])
+@pytest.mark.parametrize(
+    "columns", [{"context": "Aged 70."}, {"question": "Where?"}, {"image_ids": [OTHER["id"]]}]
+)
 def test_another_image_question_or_context_is_another_question(columns: Row) -> None:
     samples = [ask("Why?", "no", 1), ask("Why?", "yes") | columns]
     assert flags(Corpus.of([PNG, OTHER], samples)) == [set(), set()]
 
 
 def test_a_question_about_several_images_is_the_same_in_any_order() -> None:
-    samples = [sample(n, *images, question="Worse?") for n, images in enumerate([(PNG, OTHER), (OTHER, TIFF)])]
+    samples = [
+        sample(n, *images, question="Worse?") for n, images in enumerate([(PNG, OTHER), (OTHER, TIFF)])
+    ]
     assert flags(Corpus.of([PNG, TIFF, OTHER], samples)) == [{"repeated"}] * 2
 
 
@@ -191,7 +195,10 @@ REPORT = "The lungs are clear, and the heart is of normal size."
 def test_a_report_in_the_same_words_is_a_leak_but_a_short_one_is_not() -> None:
     def reports(text: str) -> Corpus:
         split = [("train", text), ("test", text.upper()), ("validation", f"{text} Yes, of normal size.")]
-        rows = [sample(n, PNG, task="report", split=s, answers=[t], question=str(n)) for n, (s, t) in enumerate(split)]
+        rows = [
+            sample(n, PNG, task="report", split=s, answers=[t], question=str(n))
+            for n, (s, t) in enumerate(split)
+        ]
         return Corpus.of([PNG], [row | {"image_ids": []} for row in rows])
 
     assert ["leaks_text" in some for some in flags(reports(REPORT))] == [False, True, False]
@@ -294,7 +301,9 @@ class Oracle:
             "near_pixels": sum(len(looks[BASE[name]]) > 1 for name in self.images if name in BASE),
             "questions": flagged["repeated"],
             "contested": flagged["contested"],
-            "across_datasets": [item for kind in ("pixels", "near", "file name") for item in self._across(kind)],
+            "across_datasets": [
+                item for kind in ("pixels", "near", "file name") for item in self._across(kind)
+            ],
         }
 
     def leakage(self) -> dict[str, Any]:
@@ -318,7 +327,13 @@ class Oracle:
     def _across(self, kind: str) -> list[Row]:
         of_set: list[set[Any]] = []
         for dataset in ("chest", "rad"):
-            used = {n for row in self.rows if row["dataset"] == dataset for n in row["image_ids"] if n in self.images}
+            used = {
+                n
+                for row in self.rows
+                if row["dataset"] == dataset
+                for n in row["image_ids"]
+                if n in self.images
+            }
             if kind == "file name":
                 names = {self.images[name]["name"].rpartition(".")[0] for name in used}
                 of_set.append({name for name in names if "1000" in name})
@@ -344,7 +359,9 @@ class Oracle:
         keys |= {("near_image", str(BASE[name])) for name in self._seen(row)}
         for kind in ("patient", "study"):
             about = [self.images.get(name, {}).get(kind, "") for name in row["image_ids"]] or [""]
-            keys |= {(kind, row["dataset"], row[kind] or of_image) for of_image in about if row[kind] or of_image}
+            keys |= {
+                (kind, row["dataset"], row[kind] or of_image) for of_image in about if row[kind] or of_image
+            }
         if row["task"] == "report" and len("".join(row["answers"][:1])) >= 20:
             keys.add(("text", _plain(*row["answers"][:1])))
         return keys
