@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from benchmarks._measure import checksum
 from radloop.config import DataConfig
-from radloop.data.corpus import SAMPLES, Corpus, EncodedImage, TableWriter
+from radloop.data.corpus import SAMPLES, Corpus, EncodedImage
+from radloop.data.storage import TableWriter
 from radloop.data.imaging import map_images, resize, to_png, to_rgb
 from radloop.data.ingest import ingest_and_count
 from radloop.data.prepared import PREPARED_IMAGES

@@ -58,6 +58,9 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """One data set."""
 
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]{0,49}$")] | None = Field(
+        None, description="of the data set, where one adapter reads several; null: the adapter's own"
+    )
     adapter: str = Field(description="name in radloop.data.adapters.REGISTRY, such as 'vqa_rad'")
     path: str | None = Field(
         None, description="file, folder or hub id; $NAME stands for an environment variable"

@@ -117,7 +117,8 @@ def check_dataset(adapter: str, path: Path, options: list[str], as_json: bool) -
     from radloop.data.quality import validate
 
     try:
-        source = SourceConfig(adapter=adapter, path=str(path), options=_parsed(options))
+        # Not validated, because a path as typed is no template: the shell has replaced its variables.
+        source = SourceConfig.model_construct(adapter=adapter, path=str(path), options=_parsed(options))
         report = validate(ingest(DataConfig(sources=(source,))), ValidationConfig())
     except RadloopError as error:
         if not as_json:

@@ -42,7 +42,7 @@ def register(
         | run_names()
         | {"git_commit": source.git_commit(), "judge": str(judged.facts()["judge"])},
         metrics=evaluation.scores(),
-        split=data.split_of_samples(),
+        split=data.split_of_keys(),
         run_id=run.info.run_id if run else None,
     )
     release = Release(model_name, version.version, provenance["fingerprint"])

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.feather as feather
 
-from radloop import workspace
+from radloop.data.storage import TableWriter
 from radloop.errors import DataError
 
 IMAGES = pa.schema(
@@ -54,6 +50,7 @@ SAMPLES = pa.schema(
         ("patient", pa.string()),  # pseudonym
         ("study", pa.string()),
         ("image_ids", pa.list_(pa.string())),
+        ("namespace", pa.string()),  # whose numbers patient and study are; "" for the data set's own
         ("task", pa.string()),  # vqa, report, caption, ehr
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),  # the first is the reference
@@ -69,8 +66,6 @@ SAMPLES = pa.schema(
 )
 _SHOWN_ROWS = 50
 _IMAGE_CONTENT = ("id", "modality", "body_part", "view", "study", "patient")
-_BATCH_ROWS = 16_384
-_BATCH_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Corpus:
         """Build a small corpus from rows; missing columns become empty, unknown ones are an error."""
         fingerprint = Fingerprint()
         for image in images:
-            fingerprint.add_image(image)
+            fingerprint.add_image(image_digest(image))
         for sample in samples:
             content = {name: value for name, value in sample.items() if name not in NOT_CONTENT}
             fingerprint.add_sample(sample_digest(content), sample.get("image_ids", []))
@@ -195,10 +190,9 @@ class Fingerprint:
         self.sums = [0, 0]
         self.counts = [0, 0]
 
-    def add_image(self, image: dict[str, Any]) -> None:
-        """Add a row of `IMAGES`; what decoding showed, and where the file lies, does not count."""
-        text = json.dumps([image.get(name) or "" for name in _IMAGE_CONTENT])
-        self._add(0, hashlib.sha256(text.encode("utf-8", "replace")).digest())
+    def add_image(self, digest: bytes) -> None:
+        """Add an image by its `image_digest`."""
+        self._add(0, digest)
 
     def add_sample(self, digest: bytes, image_ids: list[str]) -> None:
         """Add a sample by its `sample_digest` and the ids of its images."""
@@ -213,6 +207,12 @@ class Fingerprint:
         self.counts[kind] += 1
 
 
+def image_digest(image: dict[str, Any]) -> bytes:
+    """Hash a row of `IMAGES`; what decoding showed, and where the file lies, does not count."""
+    text = json.dumps([image.get(name) or "" for name in _IMAGE_CONTENT])
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()
+
+
 NOT_CONTENT = {"image_ids", "file", "row", "notes"}
 
 
@@ -222,71 +222,9 @@ def sample_digest(content: dict[str, Any]) -> bytes:
     return hashlib.sha256(json.dumps(filled, sort_keys=True).encode()).digest()
 
 
-class TableWriter:
-    """Writes an Arrow file in batches of a size that suits reading: small tables are gathered first."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.schema = schema
-        self._file = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(self._file, schema)
-        self._held: list[pa.Table] = []
-        self._rows = self._bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def write(self, table: pa.Table) -> None:
-        """Append rows."""
-        for start in range(0, table.num_rows, _BATCH_ROWS):
-            piece = table.slice(start, _BATCH_ROWS)
-            self._held.append(piece)
-            self._rows += piece.num_rows
-            self._bytes += piece.get_total_buffer_size()
-            if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
-                self._flush()
-
-    def close(self) -> None:
-        """Finish the file; safe to call twice."""
-        if not self._file.closed:
-            self._flush()
-            self._writer.close()
-            self._file.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            table = pa.concat_tables(self._held).combine_chunks()
-            self._writer.write_table(table, max_chunksize=_BATCH_ROWS)
-            self._held, self._rows, self._bytes = [], 0, 0
-
-
-def scratch_folder() -> Path:
-    """Return a new folder for a corpus on its way; it goes with the process, or with a later one."""
-    parent = workspace.home() / "ingest" / "scratch"
-    parent.mkdir(parents=True, exist_ok=True)
-    for old in parent.glob("*-*"):
-        if not _alive(old.name.partition("-")[0]):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def where(file: str, row: int) -> str:
     """Return the place of a sample in its source, for messages."""
     return f"{file} row {row}" if row else file
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _read(uri: str | None, row: dict[str, Any]) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ PREPARED_SAMPLES = pa.schema(
     [
         *SAMPLES,  # split: the one in force
         ("group", pa.string()),  # what no split tears apart: image, study or patient
+        ("keys", pa.list_(pa.string())),  # what tells the group again: pictures by their pixels, people
         ("prompt", pa.string()),
         ("published_test", pa.bool_()),  # to be scored as such, beside the split in force
     ]
@@ -62,9 +64,18 @@ class PreparedData:
         """Return the samples of one split, in the corpus' order."""
         return self.samples.filter(pc.equal(self.samples["split"], name))
 
-    def split_of_samples(self) -> dict[str, str]:
-        """Return sample id to the split in force."""
-        return dict(zip(self.samples["id"].to_pylist(), self.samples["split"].to_pylist(), strict=True))
+    def split_of_keys(self) -> dict[str, str]:
+        """Return the split of each picture, patient and study, by `key_hash`.
+
+        Sample ids would not do: they may come from the order of rows, and change with de-identification.
+        """
+        columns = (self.samples["keys"].to_pylist(), self.samples["split"].to_pylist())
+        found: dict[str, str] = {}
+        for keys, split in zip(*columns, strict=True):
+            for key in map(key_hash, keys or ()) if split in SPLITS else ():
+                # A published split may tear a picture apart; then train has seen it.
+                found[key] = split if found.get(key, split) == split else "train"
+        return found
 
     def asked(self) -> pa.Table:
         """Return what is asked in an evaluation: the test split, and what is scored beside it."""
@@ -125,6 +136,11 @@ class PreparedData:
 
 def _clip(text: str) -> str:
     return text if len(text) <= _CARD_LENGTH else f"{text[: _CARD_LENGTH - 3]}..."
+
+
+def key_hash(key: str) -> str:
+    """Hash a key of a sample: a registry must not list patients."""
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:32]
 
 
 def _used_images(samples: pa.Table) -> set[str]:

@@ -8,18 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.feather as feather
 
 from radloop.config import PreprocessConfig
 from radloop.data.corpus import Corpus, EncodedImage
 from radloop.data.imaging import map_images, resize, to_png, to_rgb
 from radloop.data.pictures import pictures_of
-from radloop.data.prepared import HELD_OUT, PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData
+from radloop.data.prepared import HELD_OUT, PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData, key_hash
 from radloop.data.quality.report import ValidationReport
 from radloop.data.splits import SPLITS, connected, stratified
+from radloop.data.storage import TableWriter, scratch_folder
 from radloop.errors import DataError
 
 Rows = list[dict[str, Any]]
-_ABOUT = ["id", "body_part", "patient", "study"]
+_ABOUT = ["id", "pixel_hash", "body_part", "patient", "study"]
 _NOTHING = dict.fromkeys(_ABOUT, "")
 
 
@@ -37,8 +39,8 @@ def preprocess(
         report: What `validate` returned for it; quarantined samples and their images stay out.
         config: Size, split and prompt.
         seed: Of the split.
-        kept: Sample id to split, as the version to beat was trained: what it has learnt from must
-            not become a test of the next one.
+        kept: Split by key, as `PreparedData.split_of_keys` gave it for the version to beat: what that
+            has learnt from must not become a test of the next one.
 
     Raises:
         DataError: Train or test would be empty.
@@ -57,7 +59,7 @@ def preprocess(
     body_parts = {image_id: row["body_part"] for image_id, row in images.items()}
     _split(samples, body_parts, config, seed, kept or {})
     _refuse_empty(samples, config, report)
-    pixels = _prepared_images(corpus, samples, config.image_size).sort_by("id")
+    pixels = _prepared_images(corpus, samples, config.image_size)
     return PreparedData(pixels, pa.Table.from_pylist(samples, schema=PREPARED_SAMPLES), corpus.fingerprint)
 
 
@@ -66,22 +68,28 @@ def _prepared_images(corpus: Corpus, samples: Rows, size: int) -> pa.Table:
         return to_png(resize(to_rgb(image.data or b"", frame=image.frame, window=image.window), size))
 
     used = pa.array(sorted({image_id for sample in samples for image_id in sample["image_ids"]}), pa.string())
-    in_use = corpus.images.filter(pc.is_in(corpus.images["id"], used))
-    rows = [
-        {"id": image.id, "png": png}
-        for image, png in map_images(Corpus(in_use, corpus.samples, corpus.fingerprint), work)
-    ]
-    return pa.Table.from_pylist(rows, schema=PREPARED_IMAGES)
+    in_use = corpus.images.filter(pc.is_in(corpus.images["id"], used)).sort_by("id")
+    path = scratch_folder() / "images.arrow"
+    with TableWriter(path, PREPARED_IMAGES) as writer:
+        for image, png in map_images(Corpus(in_use, corpus.samples, corpus.fingerprint), work):
+            writer.write(pa.Table.from_pylist([{"id": image.id, "png": png}], schema=PREPARED_IMAGES))
+    return feather.read_table(path, memory_map=True)
 
 
 def _group(
     samples: Rows, images: Mapping[str, dict[str, Any]], pictures: Mapping[str, str], *, by_patient: bool
 ) -> None:
-    """Set each sample's group: what a split must not tear apart, and what noise is counted by."""
+    """Set each sample's group: what a split must not tear apart, and what noise is counted by.
+
+    Beside it its keys: what tells the group again in other data, where its name may be another.
+    """
     members = [{pictures.get(image_id, image_id) for image_id in sample["image_ids"]} for sample in samples]
-    if by_patient:
-        for keys, people in zip(members, _people(samples, images), strict=True):
+    for sample, keys, people in zip(samples, members, _people(samples, images), strict=True):
+        shown = {images.get(image_id, _NOTHING)["pixel_hash"] or image_id for image_id in sample["image_ids"]}
+        if by_patient:
+            shown |= people
             keys |= people
+        sample["keys"] = sorted(shown)
     groups = connected([sorted(keys) for keys in members], alone=[sample["id"] for sample in samples])
     for sample, group in zip(samples, groups, strict=True):
         sample["group"] = group
@@ -91,7 +99,11 @@ def _people(samples: Rows, images: Mapping[str, dict[str, Any]]) -> Iterator[set
     """Name whom each sample is about: the patient, or else the study."""
     about = [
         {
-            (sample["dataset"], sample["patient"] or image["patient"], sample["study"] or image["study"])
+            (
+                sample["namespace"] or sample["dataset"],
+                sample["patient"] or image["patient"],
+                sample["study"] or image["study"],
+            )
             for image in [images.get(image_id, _NOTHING) for image_id in sample["image_ids"]] or [_NOTHING]
         }
         for sample in samples
@@ -126,8 +138,9 @@ def _split(
     # What the champion learnt from wins: a group that new data joined must not be tested.
     settled: dict[str, str] = {}
     for sample in samples:
-        if (split := kept.get(sample["id"])) in SPLITS:  # a held-out sample has taught nothing
-            settled[sample["group"]] = "train" if settled.get(sample["group"], split) != split else split
+        for key in sample["keys"]:
+            if split := kept.get(key_hash(key)):
+                settled[sample["group"]] = "train" if settled.get(sample["group"], split) != split else split
     _place(samples, body_parts, seed, config.validation, config.test, settled)
     for sample in samples:
         if sample["published_test"] and sample["split"] != "test":

@@ -63,7 +63,8 @@ class ImageRef:
     """Where the encoded bytes of an image are.
 
     Attributes:
-        key: What samples name it by, until its content hash is known.
+        key: What samples name it by, until its content hash is known. The same file described in
+            two ways has two.
         root: Folder or zip archive that it must lie in; "" for `data`.
         name: As the source calls it: a path relative to `root`, not yet checked.
         data: The encoded file where the source has no file of its own, as in parquet.
@@ -94,12 +95,12 @@ class Images:
             name: Relative path; any text.
             columns: Of `corpus.IMAGES`: modality, body_part, view, study, patient, frame, window.
         """
-        view = f"#{columns.get('frame', 0)}#{columns.get('window', '')}"
-        return self._add(f"file:{root}/{name}{view}", str(root), name, None, columns)
+        return self._add(f"file:{root}/{name}#{sorted(columns.items())}", str(root), name, None, columns)
 
     def inline(self, data: bytes | None, name: str, **columns: Any) -> str:
         """Hand over an encoded file and return its key; None stands for a missing one."""
-        key = f"missing:{name}" if data is None else f"data:{hashlib.sha256(data).hexdigest()}"
+        content = f"missing:{name}" if data is None else f"data:{hashlib.sha256(data).hexdigest()}"
+        key = f"{content}#{sorted(columns.items())}"
         return self._add(key, "", name, data, columns)
 
     def _add(self, key: str, root: str, name: str, data: bytes | None, columns: dict[str, Any]) -> str:

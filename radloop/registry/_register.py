@@ -51,7 +51,7 @@ def register(
         answering: How the adapter is to be asked.
         tags: What made it; `fingerprint`, `recipe` and `incumbent` belong to its identity.
         metrics: Scores, kept on the version so that one look-up lists them all.
-        split: Sample id to split, for the next run to keep; see `split_of`.
+        split: Split by key of picture or person, for the next run to keep; see `split_of`.
         run_id: MLflow run that trained it; None keeps the version without one.
 
     Raises:

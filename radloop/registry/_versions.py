@@ -71,7 +71,7 @@ def adapter_folder(version: Version) -> Path:
 
 
 def split_of(version: Version) -> dict[str, str]:
-    """Return sample id to split, as the version was trained and tested."""
+    """Return the split by key of picture or person, as the version was trained and tested."""
     with connect() as client:
         source = client.get_model_version_download_uri(version.name, str(version.version))
         file = mlflow.artifacts.download_artifacts(f"{source}/artifacts/{SPLIT_FILE}")

@@ -237,7 +237,7 @@ def test_new_data_makes_a_challenger(project: Project, release: tuple[str, list[
     assert time.monotonic() - started < 300
     before, after = (split_of(project, "release", number) for number in (1, newest["version"]))
     assert len(after) == len(before) + 12
-    assert {sample: after[sample] for sample in before} == before  # no image moved between the splits
+    assert {picture: after[picture] for picture in before} == before  # none moved between the splits
     assert "test" in before.values()
 
 

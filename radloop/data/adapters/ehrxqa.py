@@ -146,6 +146,7 @@ class _Questions(Source):
             "id": f"ehrxqa-{file.split or file.path.stem}-{number}" if number else "",
             "dataset": "ehrxqa",
             "split": (split_of(Path(split)) or split) if split else file.split,
+            "namespace": "mimic",
             "patient": patient,
             "study": str(studies[0]) if len(studies) == 1 else "",
             "image_ids": self._attach(shown, images, notes),

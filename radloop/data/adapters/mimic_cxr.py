@@ -146,6 +146,7 @@ class _Studies(Source):
             {
                 "id": f"mimic_cxr-{row['study']}",
                 "dataset": "mimic_cxr",
+                "namespace": "mimic",
                 "split": _split(row["splits"], notes),
                 **shared,
                 "image_ids": [

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,7 +16,7 @@ from radloop.data.corpus import Corpus
 from radloop.data.ingest.assembly import Touched, assemble
 from radloop.data.ingest.engines import get_engine
 from radloop.data.ingest.index import Index
-from radloop.data.source import Source
+from radloop.data.source import Images, Source, Unit
 from radloop.errors import ConfigError, DataError
 
 __all__ = ["Touched", "ingest", "ingest_and_count"]
@@ -37,6 +40,12 @@ def ingest_and_count(config: DataConfig) -> tuple[Corpus, Touched]:
     """As `ingest`, and how much of the sources had to be read for it."""
     start = time.monotonic()
     sources = [_open(source) for source in config.sources]
+    called = [source.name or source.adapter for source in config.sources]
+    if twice := {name for name in called if called.count(name) > 1}:
+        raise ConfigError(
+            f"data.sources: {len(called)} sources, of which several are called {', '.join(sorted(twice))}; "
+            "give each a name of its own, such as {name: hospital_a, adapter: table, ...}"
+        )
     with Index.open() as index, get_engine(config.engine, config.workers) as engine:
         corpus, touched = assemble(sources, engine, index, deidentify=config.deidentify)
     if not corpus.samples.num_rows:
@@ -56,4 +65,25 @@ def _open(config: SourceConfig) -> Source:
         faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         known = ", ".join(adapter.Options.model_fields) or "none"
         raise ConfigError(f"data.options of adapter {config.adapter!r}: {faults}; known: {known}") from None
-    return adapter.open(config.path, options)
+    source = adapter.open(config.path, options)
+    return _Named(source, config.name) if config.name else source
+
+
+@dataclass(frozen=True)
+class _Named(Source):
+    """A source whose data set has the name that the config gives it."""
+
+    source: Source
+    name: str
+
+    def units(self) -> Iterator[Unit]:
+        return self.source.units()
+
+    def rows(self, unit: Unit) -> Iterator[Any]:
+        return self.source.rows(unit)
+
+    def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
+        for sample in self.source.samples(row, images):
+            if "left_out" not in sample:
+                sample = sample | {"dataset": self.name, "id": sample["id"] and f"{self.name}-{sample['id']}"}
+            yield sample

@@ -20,12 +20,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from radloop.data.corpus import IMAGES, SAMPLES, Corpus, Fingerprint, TableWriter, scratch_folder
+from radloop.data.corpus import IMAGES, SAMPLES, Corpus, Fingerprint, image_digest
 from radloop.data.ingest.cleaning import Cleaner
 from radloop.data.ingest.engines import Engine
 from radloop.data.ingest.index import Index
 from radloop.data.ingest.work import PART, Part, look_at, read_unit
 from radloop.data.source import ROW, ImageRef, Source, Unit
+from radloop.data.storage import TableWriter, scratch_folder
 from radloop.errors import DataError
 from radloop.source import code_hash
 
@@ -33,6 +34,7 @@ _IMAGES_PER_TASK = 32
 _SCHEMA = """
 CREATE TABLE refs (number INTEGER PRIMARY KEY, key TEXT UNIQUE, ref TEXT, id TEXT);
 CREATE TABLE ids (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE described (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
 
@@ -176,7 +178,10 @@ class _Assembly:
             if self.notebook.execute("INSERT OR IGNORE INTO ids VALUES (?)", (row["id"],)).rowcount:
                 new.append(row)
                 self.touched.images += 1
-                self.fingerprint.add_image(row)
+            # Two rows may describe one picture differently: which comes first must not matter.
+            digest = image_digest(row)
+            if self.notebook.execute("INSERT OR IGNORE INTO described VALUES (?)", (digest,)).rowcount:
+                self.fingerprint.add_image(digest)
         if new:
             self.images.write(pa.Table.from_pylist(new, schema=IMAGES))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,16 +11,25 @@ from typing import Any, Self
 
 from PIL import Image
 
-from radloop.data.imaging import PICTURE_FORMATS, dicom_tags, is_dicom, to_png, to_rgb
-from radloop.data.privacy import Pseudonyms, clean_dicom, load_key, scrub
+from radloop.data.adapters import REGISTRY
+from radloop.data.imaging import dicom_tags, is_dicom, to_png, to_rgb
+from radloop.data.privacy import MARK, KnownIds, Pseudonyms, clean_dicom, is_code, is_compressed, load_key, scrub
+from radloop.data.source import ROW
 from radloop.errors import DataError
 
 UNCLEAN = "cannot be read, and so not be cleaned of identifiers"
-_TEXTS = ("question", "context")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".dcm"}
-_HARMLESS = {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "gamma", "transparency", "adobe",
-             "adobe_transform", "progressive", "progression", "compression", "interlace", "icc_profile",
-             "srgb", "background", "loop", "duration", "timestamp", "aspect", "chromaticity"}  # fmt: skip
+_TEXTS = ("question", "context", "question_type")
+_LISTS = ("answers", "labels")
+_CODES = ("modality", "body_part", "view")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(?:-[a-z]{2})?", re.IGNORECASE)
+_ALLOWED = {
+    "dataset": {*REGISTRY, ""},
+    "split": {"train", "validation", "test", ""},
+    "task": {"vqa", "report", "caption", "ehr", ""},
+    "answer_type": {"open", "closed", ""},
+}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".dcm", ".csv", ".tsv", ".json", ".jsonl", ".parquet",
+             ".txt", ".xlsx", ".xml"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,20 +54,27 @@ class Cleaner:
     def clean_sample(self, sample: dict[str, Any], removed: Counter[str]) -> dict[str, Any]:
         """Return the sample with pseudonyms, and texts without identifiers; count what went."""
         names = self._pseudonyms()
-        cleaned = dict(sample)
-        known = {sample[kind]: names.of(kind, sample[kind]) for kind in ("patient", "study") if sample[kind]}
+        kinds = [kind for kind in ("patient", "study") if sample[kind]]
+        known = KnownIds([(kind, sample[kind], names.of(kind, sample[kind])) for kind in kinds])
+        cleaned = _with_allowed_values(sample, removed)
         for column in _TEXTS:
             cleaned[column] = _scrubbed(sample[column], known, removed)
-        cleaned["answers"] = [_scrubbed(answer, known, removed) for answer in sample["answers"]]
+        for column in _LISTS:
+            cleaned[column] = [_scrubbed(text, known, removed) for text in sample[column]]
         cleaned["notes"] = [note.partition(":")[0] + ": was mended" for note in sample["notes"]]
         for column, kind in (("patient", "patient"), ("study", "study"), ("id", "sample")):
             cleaned[column] = names.of(kind, sample[column])
             removed[f"{kind} id"] += bool(sample[column])
+        if ROW in sample["id"]:  # without which all rows of a table would be the same sample
+            cleaned["id"] += f"-{ROW}"
         return cleaned
 
-    def clean_file(self, file: str) -> str:
-        """Return the name of a file that stands for one study, without what it may say about whom."""
-        return self._named("file", file)
+    def clean_file(self, name: str) -> str:
+        """Return what stands for a file's name in the corpus and in reports; always the same.
+
+        The name may say whom the file is about, also that of a table.
+        """
+        return self._named("file", name)
 
     def clean_image(
         self, data: bytes | None, columns: dict[str, Any], removed: Counter[str]
@@ -71,14 +86,21 @@ class Cleaner:
             "patient": names.of("patient", columns["patient"]),
             "study": names.of("study", columns["study"]),
         }
+        for column in _CODES:
+            if not is_code(columns[column]):
+                cleaned[column] = MARK
+                removed[f"{column}: not a known word"] += 1
         if data is None:
             return None, cleaned
         try:
             if is_dicom(data):
                 data, counts = clean_dicom(data, names)
                 removed.update({f"DICOM {keyword}": count for keyword, count in counts.items()})
-                return _chosen_frame(data, cleaned)
-            return _without_metadata(data, removed), cleaned
+                if not _has_comments(data):
+                    return data, cleaned
+            else:
+                removed["metadata of a picture"] += 1
+            return _pixels_alone(data, cleaned)
         except Exception:  # decoders raise anything; what cannot be read cannot be cleaned
             return None, cleaned | {"error": UNCLEAN}
 
@@ -99,32 +121,46 @@ class Cleaner:
         return self._pseudonyms().of(kind, name) + (suffix if suffix in _SUFFIXES else "")
 
 
-def _scrubbed(text: str, known: dict[str, str], removed: Counter[str]) -> str:
-    """Replace the sample's own patient and study, as questions on health records name them, and the rest."""
-    for number, pseudonym in known.items():
-        text, count = re.subn(rf"(?<!\w){re.escape(number)}(?!\w)", pseudonym, text)
-        removed["text: patient or study"] += count
-    clean, counts = scrub(text)
+def _with_allowed_values(sample: dict[str, Any], removed: Counter[str]) -> dict[str, Any]:
+    """Replace what a column of few values cannot hold.
+
+    Not by nothing: a sample whose split is unknown would pass validation as one without a split.
+    """
+    cleaned = dict(sample)
+    for column, allowed in _ALLOWED.items():
+        if sample[column] not in allowed:
+            cleaned[column] = MARK
+            removed[f"{column}: not a known word"] += 1
+    if sample["language"] and not _LANGUAGE.fullmatch(sample["language"]):
+        cleaned["language"] = MARK
+        removed["language: not a known word"] += 1
+    return cleaned
+
+
+def _scrubbed(text: str, known: KnownIds, removed: Counter[str]) -> str:
+    clean, counts = scrub(known.replace(text, removed))
     removed.update({f"text: {kind}": count for kind, count in counts.items()})
     return clean
 
 
-def _chosen_frame(data: bytes, columns: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    """Of a file with several frames keep the chosen one, lest each of its rows holds them all."""
-    if dicom_tags(data).num_frames in ("", "0", "1"):
-        return data, columns
+def _has_comments(data: bytes) -> bool:
+    """Whether a cleaned DICOM file may still hold what is no pixel: compressed frames have headers of their own.
+
+    Of a file with several frames only the chosen one goes on, too, lest each of its rows holds them all.
+    """
+    return is_compressed(data) or dicom_tags(data).num_frames not in ("", "0", "1")
+
+
+def _pixels_alone(data: bytes, columns: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Encode what is seen anew, losslessly: metadata hide in too many places to be looked for.
+
+    The pixels are the 8-bit ones that `to_rgb` gives of the original, so hashes stay the same.
+    """
     picture = to_rgb(data, frame=columns["frame"], window=columns["window"])
-    return to_png(picture), columns | {"frame": 0, "window": ""}
-
-
-def _without_metadata(data: bytes, removed: Counter[str]) -> bytes:
-    """Return the file as it is if it holds pixels only; else its pixels alone, losslessly."""
-    with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
-        beside = set(image.info) - _HARMLESS
-        if not beside and not image.getexif() and not getattr(image, "tag_v2", None):
-            return data
-    removed["image metadata"] += 1
-    return to_png(to_rgb(data))
+    red, green, blue = (band.tobytes() for band in picture.split())
+    bare = Image.frombytes("L", picture.size, red) if red == green == blue else picture
+    bare.info.clear()
+    return to_png(bare), columns | {"frame": 0, "window": ""}
 
 
 @lru_cache(maxsize=1)

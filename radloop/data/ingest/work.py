@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -151,6 +152,7 @@ def look_at(task: tuple[list[ImageRef], Path | None, Cleaner | None]) -> Look:
         task: The images, the index of what is known (None for nothing), and what takes identifiers out.
     """
     refs, index, cleaner = task
+    _real.cache_clear()  # a link may lead elsewhere than at the last ingest of this process
     places = [_inside(ref) for ref in refs]
     stamps = {ref.key: _version(place) for ref, place in zip(refs, places, strict=True) if place.stamp}
     known = find_images(index, stamps) if index and not cleaner else {}
@@ -185,7 +187,7 @@ def _look(ref: ImageRef, place: _Place, cleaner: Cleaner | None, look: Look) -> 
     row = _row(ref, data, cleaner, look.removed)
     if cleaner:
         return row
-    if place.settled:
+    if place.settled and not row["error"]:  # a decoder that was killed or missing may do better later
         look.fresh.append((ref.key, _version(place), {name: row[name] for name in FACTS}))
     return row if place.member else row | {"bytes": None, "uri": place.path}
 
@@ -241,7 +243,7 @@ def _inside(ref: ImageRef) -> _Place:
     """Find the file below its root, without leaving it by "..", an absolute path or a link."""
     root = Path(ref.root)
     try:
-        if root.suffix == ".zip":
+        if root.suffix.lower() == ".zip" and root.is_file():
             found = os.stat(root)
             return _Place(ref.root, _stamp(found), _settled(found), ref.name)
         folder, name = os.path.split(os.path.join(ref.root, ref.name))
@@ -273,7 +275,13 @@ def _stamp(found: os.stat_result) -> str:
 
 def _version(place: _Place) -> str:
     """What the facts of an image depend on: its file, and the code that looked at it."""
-    return f"{code_hash('data/imaging', 'data/privacy')} {place.stamp}"
+    return f"{_lookers()} {place.stamp}"
+
+
+@lru_cache(maxsize=1)
+def _lookers() -> str:
+    versions = [version(package) for package in ("pillow", "pydicom", "python-gdcm", "numpy", "scipy")]
+    return " ".join([code_hash("data/imaging", "data/privacy"), *versions])
 
 
 def _settled(found: os.stat_result) -> bool:

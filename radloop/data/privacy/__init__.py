@@ -4,8 +4,19 @@ What was removed is counted by kind and never printed, logged or put into an err
 """
 
 from radloop.data.privacy.burnt_in import has_burnt_in_text
+from radloop.data.privacy.codes import is_code
 from radloop.data.privacy.dicom import clean_dicom
+from radloop.data.privacy.known import KnownIds
 from radloop.data.privacy.pseudonyms import Pseudonyms, load_key
-from radloop.data.privacy.text import scrub
+from radloop.data.privacy.text import MARK, scrub
 
-__all__ = ["Pseudonyms", "clean_dicom", "has_burnt_in_text", "load_key", "scrub"]
+__all__ = [
+    "MARK",
+    "KnownIds",
+    "Pseudonyms",
+    "clean_dicom",
+    "has_burnt_in_text",
+    "is_code",
+    "load_key",
+    "scrub",
+]

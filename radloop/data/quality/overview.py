@@ -6,7 +6,6 @@ thousand.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from radloop.data.corpus import Corpus, scratch_folder
+from radloop.data.corpus import Corpus
 from radloop.data.imaging import resize, to_png, to_rgb
+from radloop.data.storage import discard, scratch_folder
 from radloop.errors import DataError
 
 SPLITS = ("train", "validation", "test", "")
@@ -159,7 +159,7 @@ def overview(corpus: Corpus, quarantined: np.ndarray) -> Overview:
         samples = corpus.samples.rename_columns({"row": "row_in_file"}).append_column("row", rows)
         base.register("samples", samples.append_column("quarantined", pa.array(quarantined)))
         found = _count(base, corpus)
-    shutil.rmtree(folder, ignore_errors=True)
+    discard(folder)
     return found
 
 

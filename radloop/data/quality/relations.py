@@ -6,7 +6,6 @@ beyond it: a million samples take little more than a thousand.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from radloop.data.corpus import Corpus, scratch_folder
+from radloop.data.corpus import Corpus
 from radloop.data.pictures import near_groups_of
 from radloop.data.quality.suites import TASKS, SuiteName
+from radloop.data.storage import discard, scratch_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +32,8 @@ _PLAIN_ANSWER = rf"trim(regexp_replace(lower({_ANSWER}), '[^\p{{L}}\p{{M}}\p{{N}
 _WORDS = r"len(regexp_extract_all({}, '\S+'))"
 _VERBATIM = 20  # characters: shorter reports, such as "Normal chest.", are in each split of any data set
 
+_WHOSE = "coalesce(nullif(s.namespace, ''), s.dataset)"  # hospitals number patients from 1, each its own
+
 # Pictures are compared by their pixels where these could be read, else by their file.
 _RELATIONS = f"""
 CREATE TABLE image AS
@@ -40,8 +42,8 @@ CREATE TABLE image AS
         lower(regexp_extract(name, '([^/\\\\]+?)(\\.[A-Za-z]+)*$', 1)) AS stem
     FROM images LEFT JOIN looks USING (row);
 CREATE TABLE used AS
-    SELECT s.row, s.dataset, s.split, u.image_id, i.row AS image_row, i.picture, i.look, i.stem,
-        i.name, i.missing, coalesce(nullif(s.study, ''), i.study, '') AS study,
+    SELECT s.row, s.dataset, s.split, {_WHOSE} AS whose, u.image_id, i.row AS image_row, i.picture, i.look,
+        i.stem, i.name, i.missing, coalesce(nullif(s.study, ''), i.study, '') AS study,
         coalesce(nullif(s.patient, ''), i.patient, '') AS patient
     FROM (SELECT row, unnest(image_ids) AS image_id FROM samples) u
     JOIN samples s USING (row) LEFT JOIN image i ON i.id = u.image_id;
@@ -62,11 +64,11 @@ CREATE TABLE agreement AS
 CREATE TABLE keyed AS
     SELECT row, split, 'image' AS kind, picture AS key FROM used WHERE NOT missing
     UNION ALL SELECT row, split, 'near_image', look FROM used WHERE NOT missing
-    UNION ALL SELECT row, split, 'study', dataset || '|' || study FROM used WHERE study <> ''
-    UNION ALL SELECT row, split, 'patient', dataset || '|' || patient FROM used WHERE patient <> ''
-    UNION ALL SELECT row, split, 'study', dataset || '|' || study FROM samples
+    UNION ALL SELECT row, split, 'study', whose || '|' || study FROM used WHERE study <> ''
+    UNION ALL SELECT row, split, 'patient', whose || '|' || patient FROM used WHERE patient <> ''
+    UNION ALL SELECT row, split, 'study', {_WHOSE} || '|' || study FROM samples s
         WHERE len(image_ids) = 0 AND study <> ''
-    UNION ALL SELECT row, split, 'patient', dataset || '|' || patient FROM samples
+    UNION ALL SELECT row, split, 'patient', {_WHOSE} || '|' || patient FROM samples s
         WHERE len(image_ids) = 0 AND patient <> ''
     UNION ALL SELECT row, split, 'text', md5({_PLAIN.format("answers[1]")}) FROM samples
         WHERE task IN ('report', 'caption') AND length(answers[1]) >= {_VERBATIM};
@@ -105,7 +107,8 @@ WITH pictures AS (SELECT picture, count(*) AS files FROM image WHERE NOT missing
 SELECT i.row, i.id, i.name AS image, coalesce(d.dataset, '') AS dataset, t.missing,
     CASE WHEN NOT t.missing THEN nullif(i.error, '') END AS error,
     i.width || ' x ' || i.height AS size, least(i.width, i.height) AS shortest_side,
-    nullif(i.mode, '') AS mode, nullif(i.format, '') AS format, i.frames, i.blank, coalesce(p.files > 1, false) AS same_pixels,
+    nullif(i.mode, '') AS mode, nullif(i.format, '') AS format, i.frames,
+    i.blank, coalesce(p.files > 1, false) AS same_pixels,
     coalesce(l.pictures > 1, false) AS near_duplicate, i.burnt_in_text, i.modality, i.body_part, i.view,
     i.error AS note
 FROM images i JOIN image t USING (row) LEFT JOIN pictures p ON p.picture = t.picture
@@ -146,7 +149,7 @@ class Relations:
 
     def __exit__(self, *error: object) -> None:
         self._base.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        discard(self._folder)
 
     def suites(self) -> list[SuiteName]:
         """Return the suites that the samples need: of their task, or `common` if that is not known."""

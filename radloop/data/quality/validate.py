@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.feather as feather
 
 from radloop.config import ValidationConfig
-from radloop.data.corpus import Corpus, TableWriter, scratch_folder, where
+from radloop.data.corpus import Corpus, where
 from radloop.data.quality.overview import overview
 from radloop.data.quality.relations import Relations
 from radloop.data.quality.report import FINDINGS, ValidationReport
 from radloop.data.quality.report_page import report_pages
 from radloop.data.quality.suite_run import Failures, SuiteResult, SuiteRun
 from radloop.data.quality.suites import Check, Suite, load_suites
+from radloop.data.storage import TableWriter, scratch_folder
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from PIL import Image
 
 from radloop.config import PreprocessConfig, ValidationConfig
 from radloop.data.corpus import Corpus
-from radloop.data.prepared import HELD_OUT, PREPARED_SAMPLES, PreparedData
+from radloop.data.prepared import HELD_OUT, PREPARED_SAMPLES, PreparedData, key_hash
 from radloop.data.preprocess import preprocess
 from radloop.data.quality import ValidationReport, validate
 from radloop.data.quality.report import FINDINGS
@@ -59,6 +59,15 @@ def split_of_images(data: PreparedData) -> dict[str, set[str]]:
         for image_id in row["image_ids"]:
             found.setdefault(image_id, set()).add(row["split"])
     return found
+
+
+def split_of_samples(data: PreparedData) -> dict[str, str]:
+    return dict(zip(data.samples["id"].to_pylist(), data.samples["split"].to_pylist(), strict=True))
+
+
+def keys_of_sample(data: PreparedData, sample_id: str) -> list[str]:
+    (keys,) = [row["keys"] for row in data.samples.to_pylist() if row["id"] == sample_id]
+    return [key_hash(key) for key in keys]
 
 
 def sizes(data: PreparedData) -> dict[str, int]:
@@ -266,9 +275,10 @@ def test_a_published_validation_split_is_kept() -> None:
 
 def test_old_samples_stay_where_the_champion_had_them() -> None:
     before = prepare(rows()[:90])
-    after = prepare(rows(), kept=before.split_of_samples())
-    moved = after.split_of_samples()
-    assert {name: moved[name] for name in before.split_of_samples()} == before.split_of_samples()
+    renamed = [row | {"id": f"new {row['id']}"} for row in rows()]  # ids may come from the order of rows
+    after = prepare(renamed, kept=before.split_of_keys())
+    moved, old = split_of_samples(after), split_of_samples(before)
+    assert {name: moved[f"new {name}"] for name in old} == old
     assert all(sizes(after)[name] > sizes(before)[name] for name in SPLITS)
 
 
@@ -279,7 +289,9 @@ def test_a_group_that_joined_what_was_trained_on_goes_to_train(splits: tuple[str
     samples = rows()
     for n in range(len(splits)):
         samples[3 * n]["patient"] = "p"
-    kept = {f"s{3 * n}": split for n, split in enumerate(splits)}
+    before = prepare(rows())
+    kept = {key: split for n, split in enumerate(splits) for key in keys_of_sample(before, f"s{3 * n}")}
+    assert len(kept) == len(splits)
     found = split_of_images(prepare(samples, kept=kept))
     assert all(found[IMAGES[n]["id"]] == {"train"} for n in range(len(splits)))
 
@@ -302,15 +314,20 @@ def test_published_test_samples_are_scored_and_never_trained_on() -> None:
     assert plain.asked().equals(plain.split("test"))
 
 
-def test_held_out_samples_of_the_champion_bind_nothing() -> None:
+def test_the_split_of_a_champion_with_held_out_samples_is_kept() -> None:
     samples = [row | {"split": "train" if n % 3 else "test"} for n, row in enumerate(rows())]
-    samples[0]["id"] = "lonely"
     before = prepare(samples, score_published=True)
-    held_out = {name: split for name, split in before.split_of_samples().items() if split == HELD_OUT}
-    assert held_out
-    assert prepare(samples, score_published=True, kept=held_out).indices == before.indices
-    again = prepare(samples, score_published=True, kept=before.split_of_samples())
-    assert again.split_of_samples() == before.split_of_samples()
+    assert set(before.split_of_keys().values()) == {*SPLITS}
+    again = prepare(samples, score_published=True, kept=before.split_of_keys())
+    assert split_of_samples(again) == split_of_samples(before)
+
+
+def test_a_picture_that_an_official_split_tore_apart_was_trained_on() -> None:
+    samples = rows()
+    samples[0]["split"], samples[5]["split"] = "train", "test"  # others of these two images are elsewhere
+    official = prepare(samples, split="official", validation=0)
+    clean = split_of_images(prepare(rows(), kept=official.split_of_keys()))
+    assert clean[IMAGES[0]["id"]] == clean[IMAGES[1]["id"]] == {"train"}
 
 
 def test_quarantined_samples_and_their_images_stay_out() -> None:
@@ -318,7 +335,7 @@ def test_quarantined_samples_and_their_images_stay_out() -> None:
     data = prepare(rows(), images, bad=(3, 4, 5, 6))
     assert {*data.images["id"].to_pylist()} == {row["id"] for n, row in enumerate(IMAGES) if n != 1}
     assert data.samples.num_rows == 176
-    assert not {"s3", "s4", "s5", "s6"} & {*data.split_of_samples()}
+    assert not {"s3", "s4", "s5", "s6"} & {*split_of_samples(data)}
 
 
 @pytest.mark.parametrize(

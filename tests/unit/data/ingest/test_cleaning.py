@@ -34,7 +34,12 @@ def all_bytes(folder: Path) -> bytes:
 
 @pytest.mark.parametrize(
     ("layout", "options"),
-    [("mimic_cxr", {}), ("mimic_cxr:dcm", {}), ("ehrxqa", {}), ("dicom", {"table": "questions.csv", "by": "study"})],
+    [
+        ("mimic_cxr", {}),
+        ("mimic_cxr:dcm", {}),
+        ("ehrxqa", {}),
+        ("dicom", {"table": "questions.csv", "by": "study"}),
+    ],
 )
 def test_no_number_of_a_patient_or_study_is_left(
     tmp_path: Path, home: Path, layout: str, options: dict[str, Any]
@@ -60,7 +65,9 @@ def test_pictures_stay_the_same_and_patients_stay_together(tmp_path: Path) -> No
     assert sorted(clean.images["pixel_hash"].to_pylist()) == sorted(plain.images["pixel_hash"].to_pylist())
 
     def together(corpus: Corpus) -> set[frozenset[str]]:
-        pixels = dict(zip(corpus.images["id"].to_pylist(), corpus.images["pixel_hash"].to_pylist(), strict=True))
+        pixels = dict(
+            zip(corpus.images["id"].to_pylist(), corpus.images["pixel_hash"].to_pylist(), strict=True)
+        )
         by_patient: dict[str, set[str]] = {}
         for row in corpus.samples.to_pylist():
             by_patient.setdefault(row["patient"], set()).update(pixels[i] for i in row["image_ids"])
@@ -95,7 +102,9 @@ def test_metadata_of_pictures_goes_and_the_pixels_stay(tmp_path: Path) -> None:
     picture(source / "comment.jpg", comment="Jane Secretperson")
     picture(source / "plain.png")
     names = ("text.png", "exif.jpg", "comment.jpg", "plain.png")
-    (source / "t.csv").write_text("image,question,answer\n" + "".join(f"{name},Is it?,yes\n" for name in names))
+    (source / "t.csv").write_text(
+        "image,question,answer\n" + "".join(f"{name},Is it?,yes\n" for name in names)
+    )
     corpus = cleaned(source / "t.csv", "table")
     pixels = {to_rgb((source / name).read_bytes()).tobytes() for name in names}
     found = [image.data or b"" for image in corpus.encoded_images()]
@@ -110,7 +119,9 @@ def test_what_cannot_be_cleaned_does_not_go_on(tmp_path: Path) -> None:
     source.mkdir()
     for name, data in {"a.png": b"Jane", "b.dcm": bytes(128) + b"DICMJane"}.items():
         (source / name).write_bytes(data)
-    (source / "t.csv").write_text("image,question,answer\na.png,Is it?,yes\nb.dcm,Is it?,yes\nc.png,Is it?,no\n")
+    (source / "t.csv").write_text(
+        "image,question,answer\na.png,Is it?,yes\nb.dcm,Is it?,yes\nc.png,Is it?,no\n"
+    )
     corpus = cleaned(source / "t.csv", "table")
     assert corpus.images.num_rows == 3
     assert corpus.images["bytes"].null_count == 3

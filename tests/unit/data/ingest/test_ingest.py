@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -16,15 +18,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from loky import get_reusable_executor
 
 from radloop.config import DataConfig
-from radloop.data.corpus import Corpus, scratch_folder
+from radloop.data import source as source_module
+from radloop.data.corpus import Corpus
 from radloop.data.imaging import to_rgb
-from radloop.data.ingest import Touched, engines, ingest, ingest_and_count
+from radloop.data.ingest import Touched, engines, ingest, ingest_and_count, work
 from radloop.data.ingest.work import look_at
 from radloop.data.phantoms.formats import Cohort, write
 from radloop.data.source import ImageRef
+from radloop.data.storage import discard, scratch_folder
 from radloop.errors import ConfigError, DataError
 
 COHORT = Cohort(train=12, validation=0, test=4, size=48)
@@ -134,13 +140,49 @@ def test_only_new_rows_and_their_images_are_read(own: Path) -> None:
     new = own / RELEASE_IMAGES / "synpic9.jpg"
     shutil.copy(next((own / RELEASE_IMAGES).iterdir()), new)
     new.write_bytes(new.read_bytes() + b"\0")
-    more = [{"qid": 90_000 + n, "image_name": new.name} for n in range(before.rows // 100)]
-    edit(own, lambda source: source + [source[0] | row for row in more])
     time.sleep(0.1)
+    rng = random.Random(7)
+
+    def with_more(source: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        more = [source[0] | {"qid": 90_000 + n, "image_name": new.name} for n in range(len(source) // 100)]
+        for row in more:
+            source.insert(rng.randrange(len(source)), row)  # anywhere, not only at the end
+        return source
+
+    edit(own, with_more)
     after = count(own)
-    assert after.rows == before.rows + len(more)
+    assert after.rows == before.rows + before.rows // 100
     assert after.new_images == 1
-    assert len(more) <= after.new_rows < before.rows / 5  # the new ones, and their unit's old ones
+    assert after.new_rows == before.rows // 100
+
+
+lines = st.lists(st.integers(0, 300), max_size=60)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(lines, min_size=2, max_size=4))
+def test_an_ingest_after_any_changes_equals_a_fresh_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[list[int]]
+) -> None:
+    """Rows are numbers here: added, removed, repeated, in any order, some of them left out."""
+    monkeypatch.setattr(source_module, "_SMALLEST", 2)
+    monkeypatch.setattr(source_module, "_MEAN", 5)
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        file = Path(folder) / "rows.jsonl"
+
+        def write_and_read(home: str, numbers: list[int]) -> tuple[Corpus, Touched]:
+            monkeypatch.setenv("RADLOOP_HOME", f"{folder}/{home}")
+            text = [json.dumps({"q_id": n, "question": f"Why {n}?", "answer": f"{n % 7}"}) for n in numbers]
+            file.write_text("\n".join([*text, '{"question": "Last?", "answer": "yes"}']))
+            options = {"task": "ehr", "columns": {"patient": "q_id"}} if any(numbers) else {"task": "ehr"}
+            return ingest_and_count(DataConfig(adapter="table", path=str(file), options=options, workers=1))
+
+        for number, rows_now in enumerate(steps):
+            incremental, _ = write_and_read("kept", rows_now)
+            fresh, _ = write_and_read(f"fresh{number}", rows_now)
+            assert rows(incremental) == rows(fresh)
+            assert incremental.fingerprint == fresh.fingerprint
+            assert (incremental.rows, incremental.left_out) == (fresh.rows, fresh.left_out)
 
 
 def test_a_row_in_the_middle_moves_the_numbers_but_not_the_units(own: Path) -> None:
@@ -157,6 +199,65 @@ def test_units_of_the_same_content_are_each_read(own: Path) -> None:
     edit(own, lambda source: source * 40)
     corpus, touched = ingest_and_count(config(own, workers=1))
     assert corpus.samples.num_rows == touched.rows == 40 * len(set(corpus.samples["id"].to_pylist()))
+
+
+def test_rows_that_are_left_out_are_counted_whatever_was_known(tmp_path: Path) -> None:
+    write("slake", tmp_path / "slake", Cohort(train=12, validation=2, test=2, size=48))
+    source = DataConfig(adapter="slake", path=str(tmp_path / "slake"), workers=1)
+    first, touched = ingest_and_count(source)
+    again, nothing = ingest_and_count(source)
+    assert sum(first.left_out.values()) == first.rows - first.samples.num_rows > 0
+    assert again.left_out == first.left_out
+    assert (touched.new_rows, nothing.new_rows) == (first.rows, 0)
+    file = tmp_path / "slake" / "train.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    changed, touched = ingest_and_count(source)
+    assert touched.new_rows == 0
+    assert sum(changed.left_out.values()) == changed.rows - changed.samples.num_rows
+
+
+def test_two_descriptions_of_one_picture_are_in_the_fingerprint_in_any_order(own: Path) -> None:
+    shutil.copy(next((own / RELEASE_IMAGES).iterdir()), own / "a.jpg")
+    (own / "t.csv").write_text(
+        "image,question,answer,body_part\na.jpg,Is it?,yes,CHEST\na.jpg,Why?,no,HEAD\n"
+    )
+    first = ingest(DataConfig(adapter="table", path=str(own / "t.csv"), workers=1))
+    (own / "t.csv").write_text(
+        "image,question,answer,body_part\na.jpg,Why?,no,HEAD\na.jpg,Is it?,yes,CHEST\n"
+    )
+    second = ingest(DataConfig(adapter="table", path=str(own / "t.csv"), workers=1))
+    assert first.images.num_rows == second.images.num_rows == 1
+    assert first.fingerprint == second.fingerprint
+    (own / "t.csv").write_text("image,question,answer,body_part\na.jpg,Why?,no,HEAD\na.jpg,Is it?,yes,HEAD\n")
+    assert (
+        ingest(DataConfig(adapter="table", path=str(own / "t.csv"), workers=1)).fingerprint
+        != first.fingerprint
+    )
+
+
+def test_a_failure_of_the_decoder_is_not_remembered(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = {"pixel_hash": "", "perceptual_hash": None, "burnt_in_text": None, "error": "out of memory"}
+    nothing = dict.fromkeys(("width", "height", "frames", "blank")) | {"mode": "", "format": ""}
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "examine", lambda *_: nothing | broken)
+        patch.setattr(work, "_seen", {})
+        assert set(ingest(config(own, workers=1)).images["error"].to_pylist()) == {"out of memory"}
+    monkeypatch.setattr(work, "_seen", {})
+    assert set(ingest(config(own, workers=1)).images["error"].to_pylist()) == {""}
+
+
+def test_a_link_that_leads_elsewhere_later_is_followed_anew(own: Path, tmp_path: Path) -> None:
+    images = own / RELEASE_IMAGES
+    other = Path(shutil.copytree(images, tmp_path / "other"))
+    for image in other.iterdir():
+        image.write_bytes(image.read_bytes() + b"\0")
+    moved = images.rename(own / "first")
+    shutil.copytree(other, own / "second")
+    images.symlink_to(moved)
+    first = ingest(config(own, workers=1)).fingerprint
+    images.unlink()
+    images.symlink_to(own / "second")
+    assert ingest(config(own, workers=1)).fingerprint != first
 
 
 def test_a_changed_image_is_read_again_even_with_its_old_size_and_date(own: Path) -> None:
@@ -263,9 +364,9 @@ def test_members_of_an_archive_are_read_where_they_are(release: Path, tmp_path: 
 
 def test_a_worker_that_is_killed_is_one_clear_error(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_ALONE_S", 0)
-    with engines.Local(2) as engine:
-        with pytest.raises(DataError, match=r"a worker process was killed.*data\.workers below 2"):
-            list(engine.map(_killed, [1, 2, 3, 4]))
+    words = r"a worker process was killed.*data\.workers below 2"
+    with engines.Local(2) as engine, pytest.raises(DataError, match=words):
+        list(engine.map(_killed, [1, 2, 3, 4]))
     get_reusable_executor(2, kill_workers=True)
 
 
@@ -287,12 +388,21 @@ def _refused(number: int) -> int:
     return number
 
 
-def test_scratch_of_a_killed_process_is_cleared_away(home: Path) -> None:
-    code = "from radloop.data.corpus import scratch_folder; import os, signal; scratch_folder(); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code], check=False)
-    assert len(list((home / "ingest" / "scratch").iterdir())) == 1
-    folder = scratch_folder()
-    assert list((home / "ingest" / "scratch").iterdir()) == [folder]
+def test_scratch_of_a_killed_process_is_cleared_away_and_that_of_a_running_one_is_not(home: Path) -> None:
+    code = "from radloop.data.storage import scratch_folder; import sys; print(scratch_folder()); input()"
+    command = [sys.executable, "-c", code]
+    killed, running = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    folders = [Path(process.stdout.readline().strip()) for process in (killed, running) if process.stdout]
+    killed.kill()
+    killed.wait()
+    own = scratch_folder()
+    assert set((home / "ingest" / "scratch").iterdir()) == {own, folders[1]}
+    running.communicate("\n")
+    assert set((home / "ingest" / "scratch").iterdir()) == {own}
+    discard(own)
+    assert not own.exists()
 
 
 def test_two_at_once_do_not_disturb_each_other(release: Path) -> None:
@@ -332,6 +442,17 @@ def test_several_sources_are_one_corpus(release: Path, tmp_path: Path) -> None:
     corpus = ingest(DataConfig(sources=sources, workers=1))
     assert corpus.facts()["datasets"] == "phantoms, vqa_rad"
     assert corpus.images.num_rows == 18
+
+
+def test_several_sources_of_one_adapter_need_names(release: Path) -> None:
+    sources = [{"adapter": "vqa_rad", "path": str(release)}] * 2
+    with pytest.raises(ConfigError, match="called vqa_rad; give each a name"):
+        ingest(DataConfig(sources=sources, workers=1))
+    named = [source | {"name": f"hospital_{number}"} for number, source in enumerate(sources)]
+    corpus = ingest(DataConfig(sources=named, workers=1))
+    assert corpus.facts()["datasets"] == "hospital_0, hospital_1"
+    assert len(set(corpus.samples["id"].to_pylist())) == corpus.samples.num_rows
+    assert corpus.images.num_rows == 16  # the same pictures
 
 
 def test_wrong_options_are_named(release: Path) -> None:

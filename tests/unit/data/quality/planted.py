@@ -72,7 +72,12 @@ class Planted:
 
     def corpus(self) -> Corpus:
         images, samples = (
-            pa.table({name: pa.array(columns[name], kind) for name, kind in zip(schema.names, schema.types)})
+            pa.table(
+                {
+                    name: pa.array(columns[name], kind)
+                    for name, kind in zip(schema.names, schema.types, strict=True)
+                }
+            )
             for columns, schema in ((self.images, IMAGES), (self.samples, SAMPLES))
         )
         return Corpus(images, samples, "planted", rows=samples.num_rows)

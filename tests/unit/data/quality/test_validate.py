@@ -256,7 +256,10 @@ class Elements(HTMLParser):
     handle_startendtag = handle_starttag
 
 
-HOSTILE = "<evil-tag onload=alert(1)>'\"</td></table><script>alert(2)</script><img src=http://evil/x onerror=alert(3)>"
+HOSTILE = (
+    "<evil-tag onload=alert(1)>'\"</td></table>"
+    "<script>alert(2)</script><img src=http://evil/x onerror=alert(3)>"
+)
 RTL = "\u202e\u05d0\u05d1 {question} {{7*7}} {% raw %} \x00\x1b[31m \U0001f600 %s </style>"
 
 
@@ -367,8 +370,8 @@ def test_expectations_of_the_user_are_run(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text(
         "task: vqa\nwithout: [question is empty]\nexpectations:\n"
-        "  - expect: ExpectColumnValuesToNotMatchRegex\n    column: answer\n    regex: see above\n    reason: answer refers to another\n"
-        "    remedy: write it out\n    severity: error\n"
+        "  - expect: ExpectColumnValuesToNotMatchRegex\n    column: answer\n    regex: see above\n"
+        "    reason: answer refers to another\n    remedy: write it out\n    severity: error\n"
     )
     config = ValidationConfig(max_quarantined=1, suites=(str(file),))
     report = check(sample(0, GOOD, answers=["see above"]), sample(1, GOOD, question=""), config=config)
