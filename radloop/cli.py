@@ -58,15 +58,20 @@ def check(
         typer.Option("--option", help="of the adapter, such as language=zh; repeatable"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for machines; with --dataset")] = False,
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="take identifiers out first; with --dataset")
+    ] = False,
 ) -> None:
     """Check a run config and its data, or data alone, without training: all faults, exit code 2."""
     from radloop import preflight
 
     if dataset is None:
-        if option or as_json:
-            raise ConfigError("--option and --json belong to --dataset NAME; a config holds its own options")
+        if option or as_json or deidentify:
+            raise ConfigError(
+                "--option, --json and --deidentify belong to --dataset NAME; a config holds its own options"
+            )
         preflight.check_config(place)
-    elif not preflight.check_dataset(dataset, place, option or [], as_json):
+    elif not preflight.check_dataset(dataset, place, option or [], as_json, deidentify):
         raise typer.Exit(RadloopError.exit_code)
 
 

@@ -98,7 +98,7 @@ def check_config(path: Path) -> None:
     click.echo("splits: " + ", ".join(f"{name} {len(ids):,}" for name, ids in prepared.indices.items()))
 
 
-def check_dataset(adapter: str, path: Path, options: list[str], as_json: bool) -> bool:
+def check_dataset(adapter: str, path: Path, options: list[str], as_json: bool, deidentify: bool = False) -> bool:
     """Check data by themselves and print what was found.
 
     Args:
@@ -106,6 +106,7 @@ def check_dataset(adapter: str, path: Path, options: list[str], as_json: bool) -
         path: Of the data.
         options: "KEY=VALUE" of the adapter, values as in YAML.
         as_json: Print one JSON object and nothing else.
+        deidentify: Take identifiers out first, so that none is printed.
 
     Returns:
         Whether the data can be used as they are.
@@ -119,7 +120,8 @@ def check_dataset(adapter: str, path: Path, options: list[str], as_json: bool) -
     try:
         # Not validated, because a path as typed is no template: the shell has replaced its variables.
         source = SourceConfig.model_construct(adapter=adapter, path=str(path), options=_parsed(options))
-        report = validate(ingest(DataConfig(sources=(source,))), ValidationConfig())
+        config = DataConfig(sources=(source,), deidentify=deidentify)
+        report = validate(ingest(config), ValidationConfig())
     except RadloopError as error:
         if not as_json:
             raise

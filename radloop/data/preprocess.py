@@ -89,7 +89,7 @@ def _group(
         if by_patient:
             shown |= people
             keys |= people
-        sample["keys"] = sorted(shown)
+        sample["keys"] = sorted(shown) or [f"{sample['dataset']} sample {sample['id']}"]
     groups = connected([sorted(keys) for keys in members], alone=[sample["id"] for sample in samples])
     for sample, group in zip(samples, groups, strict=True):
         sample["group"] = group

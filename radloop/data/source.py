@@ -15,6 +15,7 @@ from typing import Any
 
 ROW = "\ue000"  # in an id: stands for the number of the row, which depends on the rows before it
 _SMALLEST, _MEAN, _LARGEST = 64, 256, 1024  # rows of a unit
+_LONGEST = 32 << 20  # characters of a unit, about
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,16 @@ def in_units(file: str, rows: Iterable[Any], first: int = 1) -> Iterator[Unit]:
         first: Number of the first row; 0 where the file is no table.
     """
     held: list[Any] = []
+    length = 0
     for row in rows:
         held.append(row)
-        ends = zlib.crc32(repr(row).encode("utf-8", "replace")) % _MEAN == 0
-        if len(held) >= _LARGEST or (ends and len(held) >= _SMALLEST):
+        text = repr(row)
+        length += len(text)
+        ends = zlib.crc32(text.encode("utf-8", "replace")) % _MEAN == 0
+        if len(held) >= _LARGEST or length >= _LONGEST or (ends and len(held) >= _SMALLEST):
             yield Unit(file, first, tuple(held))
             first += len(held) if first else 0
-            held = []
+            held, length = [], 0
     if held:
         yield Unit(file, first, tuple(held))
 

@@ -23,7 +23,6 @@ from radloop.data.reading import (
     answer_type,
     as_object,
     clean_text,
-    clip,
     file_name,
     read_json,
 )
@@ -116,7 +115,7 @@ class _Release(Source):
         question = clean_text(row.get("question"), "question", notes)
         language = _language(row.get("q_lang"), question, notes)
         if self.language not in ("both", language):
-            return left_out(f"q_lang is {clip(language)}, the option language is {self.language!r}")
+            return left_out("question in another language than the option")
         answer = clean_text(row.get("answer"), "answer", notes)
         name = file_name(row.get("img_name"), "img_name", notes)
         study = PurePosixPath(name).parent.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,9 @@ def ingest_and_count(config: DataConfig) -> tuple[Corpus, Touched]:
             f"data.sources: {len(called)} sources, of which several are called {', '.join(sorted(twice))}; "
             "give each a name of its own, such as {name: hospital_a, adapter: table, ...}"
         )
-    with Index.open() as index, get_engine(config.engine, config.workers) as engine:
+    # The index holds texts and names as they are.
+    opened = nullcontext(Index(None, None)) if config.deidentify else Index.open()
+    with opened as index, get_engine(config.engine, config.workers) as engine:
         corpus, touched = assemble(sources, engine, index, deidentify=config.deidentify)
     if not corpus.samples.num_rows:
         names = ", ".join(f"{source.adapter} in {source.path}" for source in config.sources)

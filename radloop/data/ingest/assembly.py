@@ -257,9 +257,7 @@ class _Units:
     def _ask(self, unit: Unit) -> _Asked:
         """Find out what of the unit an earlier ingest has read."""
         if self.cleaner:
-            # No table, but a file or folder of one study: its name tells which.
-            file = unit.file if unit.first else self.cleaner.clean_file(unit.file)
-            return _Asked(file, unit.first, b"", [])
+            return _Asked(self.cleaner.clean_file(unit.file), unit.first, b"", [])
         place = self._maker + repr((unit.file, unit.first == 0)).encode("utf-8", "replace")
         rows = [
             hashlib.sha256(place + repr(row).encode("utf-8", "replace")).digest()[:16] for row in unit.rows

@@ -13,11 +13,21 @@ from PIL import Image
 
 from radloop.data.adapters import REGISTRY
 from radloop.data.imaging import dicom_tags, is_dicom, to_png, to_rgb
-from radloop.data.privacy import MARK, KnownIds, Pseudonyms, clean_dicom, is_code, is_compressed, load_key, scrub
+from radloop.data.privacy import (
+    MARK,
+    KnownIds,
+    Pseudonyms,
+    clean_dicom,
+    is_code,
+    is_compressed,
+    load_key,
+    scrub,
+)
 from radloop.data.source import ROW
 from radloop.errors import DataError
 
 UNCLEAN = "cannot be read, and so not be cleaned of identifiers"
+UNREAD = "cannot be read; an ingest without data.deidentify says why"  # with the file's name
 _TEXTS = ("question", "context", "question_type")
 _LISTS = ("answers", "labels")
 _CODES = ("modality", "body_part", "view")
@@ -61,7 +71,7 @@ class Cleaner:
             cleaned[column] = _scrubbed(sample[column], known, removed)
         for column in _LISTS:
             cleaned[column] = [_scrubbed(text, known, removed) for text in sample[column]]
-        cleaned["notes"] = [note.partition(":")[0] + ": was mended" for note in sample["notes"]]
+        cleaned["notes"] = [_mended(note) for note in sample["notes"]]
         for column, kind in (("patient", "patient"), ("study", "study"), ("id", "sample")):
             cleaned[column] = names.of(kind, sample[column])
             removed[f"{kind} id"] += bool(sample[column])
@@ -135,6 +145,12 @@ def _with_allowed_values(sample: dict[str, Any], removed: Counter[str]) -> dict[
         cleaned["language"] = MARK
         removed["language: not a known word"] += 1
     return cleaned
+
+
+def _mended(note: str) -> str:
+    """Keep the column's name of a note; what follows quotes the value."""
+    column, colon, _ = note.partition(":")
+    return f"{column if colon and column.isidentifier() else 'value'}: was mended"
 
 
 def _scrubbed(text: str, known: KnownIds, removed: Counter[str]) -> str:

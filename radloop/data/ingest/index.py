@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -159,16 +160,19 @@ def find_images(path: Path, stamps: dict[str, str]) -> dict[str, dict[str, Any]]
 def _connect(path: Path) -> sqlite3.Connection | None:
     for attempt in ("as it is", "anew"):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.chmod(0o700)
             if attempt == "anew":
                 for file in path.parent.glob(f"{path.name}*"):
                     file.unlink()
+            # SQLite gives its -wal and -shm the mode of the file.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            path.chmod(0o600)
             connection = sqlite3.connect(path, timeout=5)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = OFF")  # it can be made again
             connection.execute("PRAGMA cache_size = -8000")  # 8 MB
             connection.executescript(_SCHEMA)
-            path.chmod(0o600)
             return connection
         except sqlite3.DatabaseError as error:
             if "locked" in str(error):

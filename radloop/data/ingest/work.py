@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from radloop.data.corpus import NOT_CONTENT, SAMPLES, empty_row, image_id, sample_digest
 from radloop.data.imaging import MAX_BYTES
-from radloop.data.ingest.cleaning import Cleaner
+from radloop.data.ingest.cleaning import UNREAD, Cleaner
 from radloop.data.ingest.facts import FACTS, examine
 from radloop.data.ingest.index import KnownImage, find_images
 from radloop.data.source import ImageRef, Images, Source, Unit
@@ -235,7 +235,7 @@ def _missing(ref: ImageRef, error: str, cleaner: Cleaner | None) -> dict[str, An
     columns = _columns(ref)
     if cleaner:
         columns = cleaner.clean_image(None, columns, Counter())[1]
-        error = error.replace(_clip(ref.name), columns["name"])
+        error = error if error == MISSING else UNREAD
     return columns | {"key": ref.key, "id": f"missing:{columns['name']}", "error": error}
 
 

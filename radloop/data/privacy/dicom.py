@@ -11,6 +11,7 @@ them, and shifted ones would still tell the intervals between a patient's visits
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
@@ -53,8 +54,9 @@ _CURVES, _OVERLAYS = 0x5000, 0x6000
 def clean_dicom(data: bytes, pseudonyms: Pseudonyms) -> tuple[bytes, Counter[str]]:
     """Remove what identifies the patient from a DICOM file, but for what is drawn into the pixels.
 
-    Pixel data stays as it is, bit for bit, with what is burnt in and with overlays that old
-    equipment put into the unused high bits. Curves and separate overlays go. Kept short texts
+    Pixel data stays as it is, bit for bit, with what is burnt in, with overlays that old equipment
+    put into the unused high bits, and with comments that compressed frames may hold (see
+    `is_compressed`). What follows the last pixel goes. Curves and separate overlays go. Kept short texts
     that hold the patient's name or number go, too.
 
     Args:
@@ -82,6 +84,7 @@ def clean_dicom(data: bytes, pseudonyms: Pseudonyms) -> tuple[bytes, Counter[str
         _require_instance(file)
         removed = _clean(file, pseudonyms, _names(file))
         _mark(file)
+        _cut_behind_pixels(file)
         buffer = io.BytesIO()
         pydicom.dcmwrite(buffer, file, enforce_file_format=True)
     except ImageError:
@@ -91,6 +94,14 @@ def clean_dicom(data: bytes, pseudonyms: Pseudonyms) -> tuple[bytes, Counter[str
             f"this DICOM file is damaged and was not de-identified ({type(error).__name__}); export it anew"
         ) from None
     return buffer.getvalue(), removed
+
+
+def is_compressed(data: bytes) -> bool:
+    """Whether a cleaned file holds its frames as JPEG or the like: with headers and comments of their own."""
+    import pydicom
+
+    file = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    return bool(file.file_meta.TransferSyntaxUID.is_compressed)
 
 
 def _silence_pydicom() -> None:
@@ -240,3 +251,14 @@ def _transfer_syntax(file: FileDataset) -> UID:
     if implicit:
         return ImplicitVRLittleEndian
     return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _cut_behind_pixels(file: FileDataset) -> None:
+    """Uncompressed pixels have a length; what lies behind is padding, or anything."""
+    from pydicom.pixels.utils import get_expected_length
+
+    if "PixelData" not in file or file.file_meta.TransferSyntaxUID.is_compressed:
+        return
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # a size that nothing can decode, either
+        length = get_expected_length(file)
+        file["PixelData"].value = file.PixelData[: length + length % 2]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from radloop.data.reading.files import open_text
+from radloop.data.reading.files import lines_of, open_text
 from radloop.data.reading.text import clip, some
 from radloop.errors import DataError
 
@@ -46,13 +46,16 @@ def read_json_parts(path: Path) -> Iterator[tuple[str, Any]]:
 def read_json_lines(path: Path, needed: Collection[str] = ()) -> Iterator[Any]:
     """Yield the rows of a file with one JSON value a line; a line that is none is yielded as its text.
 
+    Damaged characters become U+FFFD, which validation reports.
+
     Raises:
-        DataError: Not readable, empty, or without the needed keys in its first 100 rows.
+        DataError: Not readable, empty, a line of more than 64 Mi characters, or without the needed keys
+            in its first 100 rows.
     """
 
     def rows() -> Iterator[Any]:
-        with open_text(path) as file:
-            for line in file:
+        with open_text(path, errors="replace") as file:
+            for line in lines_of(path, file, _LARGEST_ROW):
                 if line.strip():
                     try:
                         yield json.loads(line)

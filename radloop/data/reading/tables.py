@@ -13,6 +13,7 @@ from radloop.data.reading.workbook import read_workbook
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 SUFFIXES = (".csv", ".tsv", *JSON_SUFFIXES, ".xlsx")
+_CHUNK = 1 << 16  # characters
 
 
 def kind_of(path: Path) -> str:
@@ -37,8 +38,8 @@ def read_rows(path: Path) -> Iterator[Any]:
 
 
 def _begins_with(path: Path) -> str:
-    with open_text(path) as file:
-        for line in file:
-            if line.strip():
-                return line.lstrip()[0]
+    with open_text(path, errors="replace") as file:
+        while chunk := file.read(_CHUNK):
+            if text := chunk.lstrip():
+                return text[0]
     return ""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
+
+from radloop.errors import DataError
 
 _MISSING = {"", "null", "nan"}
 _CLOSED = {"yes", "no"}
-SURPLUS = None  # the key under which a table's reader puts the fields that its header has no name for
+SURPLUS = None  # key of what a table's header has no name for: surplus fields, or a text on what is wrong
 
 
 def as_object(row: Any, notes: list[str]) -> dict[str, Any]:
@@ -17,9 +21,19 @@ def as_object(row: Any, notes: list[str]) -> dict[str, Any]:
     if not isinstance(row, dict):
         notes.append(f"row: is {type(row).__name__}, not an object")
         return {}
-    if surplus := row.get(SURPLUS):
+    surplus = row.get(SURPLUS)
+    if isinstance(surplus, str):
+        notes.append(f"row: {surplus}")
+    elif surplus:
         notes.append(f"row: has {len(surplus)} fields more than the header, {clip(surplus)}")
     return row
+
+
+def refuse_repeated(path: Path, names: Iterable[str]) -> None:
+    """Raise DataError if two columns have one name: only one of them could be read."""
+    repeated = [name for name, times in Counter(names).items() if name and times > 1]
+    if repeated:
+        raise DataError(f"{path}: its header has {some(repeated)} more than once; rename or remove a column")
 
 
 def clean_text(value: Any, column: str, notes: list[str]) -> str:

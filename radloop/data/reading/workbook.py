@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from radloop.data.reading.text import SURPLUS, some
+from radloop.data.reading.files import refuse_pipe
+from radloop.data.reading.text import SURPLUS, refuse_repeated, some
 from radloop.errors import DataError
 
 _LARGEST = 512 << 20  # bytes, unpacked: a workbook of Excel's size has less, a zip bomb more
@@ -29,11 +30,13 @@ def read_workbook(path: Path, needed: Collection[str] = ()) -> Iterator[dict[str
         needed: Columns that the header must have.
 
     Raises:
-        DataError: Not readable, no workbook, unpacks to more than 512 MiB, or without the needed columns.
+        DataError: Not readable, no workbook, unpacks to more than 512 MiB, without the needed columns, or
+            with one of them twice.
     """
     _check_size(path)
     rows = _rows(path)
     names = ["" if value is None else str(value).strip() for value in next(rows, [])]
+    refuse_repeated(path, names)
     if missing := [name for name in needed if name not in names]:
         raise DataError(
             f"{path}: the header of its first sheet lacks {some(missing)}; "
@@ -49,6 +52,7 @@ def read_workbook(path: Path, needed: Collection[str] = ()) -> Iterator[dict[str
 
 def _check_size(path: Path) -> None:
     """Refuse a zip bomb before it is unpacked; `zipfile` never unpacks more than the sizes stated."""
+    refuse_pipe(path)
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())

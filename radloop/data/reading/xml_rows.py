@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
+from radloop.data.reading.files import refuse_pipe
 from radloop.data.reading.json_rows import with_keys
 from radloop.errors import DataError
 
@@ -30,6 +31,7 @@ def _rows(path: Path) -> Iterator[dict[str, str | None]]:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import iterparse
 
+    refuse_pipe(path)
     try:
         root: Element | None = None
         depth = 0

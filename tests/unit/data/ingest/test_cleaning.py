@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
+from typer.testing import CliRunner
 
-from radloop.config import DataConfig
+from radloop.cli import app
+from radloop.config import DataConfig, ValidationConfig
 from radloop.data.corpus import Corpus
 from radloop.data.imaging import to_rgb
 from radloop.data.ingest import ingest
+from radloop.data.ingest.cleaning import Cleaner
+from radloop.data.ingest.index import Index
 from radloop.data.phantoms.formats import Cohort, write
+from radloop.data.quality import validate
+from radloop.errors import ConfigError
+from tests.unit.data.ingest.planting import chunks, planted
+from tests.unit.data.ingest.planting import dicom as planted_dicom
 
 COHORT = Cohort(train=4, validation=0, test=2, size=48)
 
@@ -86,32 +98,151 @@ def test_another_key_gives_other_pseudonyms(tmp_path: Path, monkeypatch: pytest.
     assert not found[0] & found[1]
 
 
-def picture(path: Path, **more: Any) -> None:
-    Image.effect_noise((40, 40), 50).save(path, **more)
+MARK = b"ZebedeusSecretperson"
 
 
-def test_metadata_of_pictures_goes_and_the_pixels_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", planted(MARK))
+def test_only_pixels_of_a_picture_are_stored_and_they_stay_the_same(tmp_path: Path, name: str) -> None:
     source = tmp_path / "source"
     source.mkdir()
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Patient", "Jane Secretperson")
-    exif = Image.Exif()
-    exif[0x010E] = "Jane Secretperson"
-    picture(source / "text.png", pnginfo=text)
-    picture(source / "exif.jpg", exif=exif)
-    picture(source / "comment.jpg", comment="Jane Secretperson")
-    picture(source / "plain.png")
-    names = ("text.png", "exif.jpg", "comment.jpg", "plain.png")
-    (source / "t.csv").write_text(
-        "image,question,answer\n" + "".join(f"{name},Is it?,yes\n" for name in names)
-    )
+    (source / name).write_bytes(planted(MARK)[name](5))
+    (source / "t.csv").write_text(f"image,question,answer\n{name},Is it?,yes\n")
+    plain = ingest(DataConfig(adapter="table", path=str(source / "t.csv"), workers=1)).images.to_pylist()[0]
     corpus = cleaned(source / "t.csv", "table")
-    pixels = {to_rgb((source / name).read_bytes()).tobytes() for name in names}
-    found = [image.data or b"" for image in corpus.encoded_images()]
-    assert {to_rgb(data).tobytes() for data in found} == pixels
-    assert not any(b"Secretperson" in data for data in found)
-    assert corpus.removed["image metadata"] == 3
-    assert (source / "plain.png").read_bytes() in found
+    stored = corpus.images.to_pylist()[0]
+    assert stored["pixel_hash"] == plain["pixel_hash"] != ""
+    assert (stored["width"], stored["height"]) == (plain["width"], plain["height"])
+    assert {kind for kind, _ in chunks(stored["bytes"])} == {b"IHDR", b"IDAT", b"IEND"}
+    assert MARK not in stored["bytes"]
+    assert corpus.removed["metadata of a picture"] == 1
+
+
+def test_a_comment_inside_of_compressed_dicom_goes_and_its_pixels_stay(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    (tmp_path / "a.dcm").write_bytes(planted_dicom(MARK.decode(), compressed=True))
+    (tmp_path / "t.csv").write_text("image,question,answer\na.dcm,Is it?,yes\n")
+    plain = ingest(DataConfig(adapter="table", path=str(tmp_path / "t.csv"), workers=1))
+    corpus = cleaned(tmp_path / "t.csv", "table")
+    assert corpus.images["pixel_hash"].to_pylist() == plain.images["pixel_hash"].to_pylist() != [""]
+    assert MARK not in corpus.images["bytes"].to_pylist()[0]
+
+
+def table(folder: Path, rows: list[dict[str, Any]], name: str = "t.jsonl") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "i.png").write_bytes(planted(MARK)["plain.png"](1))
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+def test_a_short_number_does_not_make_nonsense_of_texts(tmp_path: Path) -> None:
+    row = {"question": "Any 5 mm nodule in lobe 1?", "answer": "1 nodule of 5 mm in patient 5"}
+    path = table(tmp_path, [row | {"image": "i.png", "patient": "5", "study": "1"}])
+    corpus = cleaned(path, "table")
+    (sample,) = corpus.samples.to_pylist()
+    assert sample["question"] == row["question"]
+    assert sample["answers"] == [f"1 nodule of 5 mm in patient {sample['patient']}"]
+    assert corpus.removed["text: short number as of patient or study, left"] == 4
+
+
+@pytest.mark.parametrize("column", ["split", "answer_type", "language", "modality", "view", "body_part"])
+def test_columns_of_few_values_hold_no_others(tmp_path: Path, column: str) -> None:
+    row = {"image": "i.png", "question": "Is it?", "answer": "yes", column: "John Smith"}
+    corpus = cleaned(table(tmp_path, [row]), "table")
+    rows = (corpus.images if column in ("modality", "view", "body_part") else corpus.samples).to_pylist()
+    assert rows[0][column] == "___"
+    assert corpus.removed[f"{column}: not a known word"] == 1
+
+
+def test_columns_of_few_values_keep_those(tmp_path: Path) -> None:
+    said = {"split": "test", "answer_type": "open", "language": "zh", "question_type": "presence", "task": "vqa"}
+    shown = {"modality": "CT", "view": "AP AXIAL", "body_part": "Chest"}
+    row = {"image": "i.png", "question": "Is it?", "answer": "no", "labels": ["Edema", "cardiomegaly"]}
+    corpus = cleaned(table(tmp_path, [row | said | shown]), "table")
+    assert corpus.samples.to_pylist()[0].items() >= (said | {"labels": ["Edema", "cardiomegaly"]}).items()
+    assert corpus.images.to_pylist()[0].items() >= shown.items()
+
+
+def test_an_unknown_split_is_still_found_by_validation(tmp_path: Path) -> None:
+    row = {"image": "i.png", "question": "Is it?", "answer": "yes", "split": "John Smith"}
+    report = validate(cleaned(table(tmp_path, [row]), "table"), ValidationConfig())
+    assert {"split is not known"} <= {found["reason"] for found in report.summary["reasons"]}
+
+
+def test_rows_without_an_id_stay_different_samples(tmp_path: Path) -> None:
+    row = {"image": "i.png", "answer": "yes"}
+    path = table(tmp_path, [row | {"question": "Is it?"}, row | {"question": "Which?"}])
+    ids = cleaned(path, "table").samples["id"].to_pylist()
+    assert len(set(ids)) == 2
+    assert not any("t.jsonl" in name for name in ids)
+
+
+def test_a_table_has_a_pseudonym_that_its_owner_can_look_up(tmp_path: Path) -> None:
+    name = "SMITH_JOHN_MRN12345678.jsonl"
+    row = {"image": "i.png", "question": "Which?", "answer": ""}
+    corpus = cleaned(table(tmp_path, [row], name), "table")
+    (place,) = corpus.samples["file"].to_pylist()
+    assert place == Cleaner.load().clean_file(name)
+    assert place.endswith(".jsonl")
+    assert "SMITH" not in place
+    findings = validate(corpus, ValidationConfig()).findings.to_pylist()
+    assert (place, 1) in {(found["file"], found["row_in_file"]) for found in findings}
+
+
+def test_a_question_in_another_language_is_counted_without_saying_which(tmp_path: Path) -> None:
+    rows = [{"img_name": "i.png", "question": "Is it?", "answer": "yes", "q_lang": lang, "qid": 1}
+            for lang in ("en", "John Smith MRN 12345678")]  # fmt: skip
+    (tmp_path / "imgs").mkdir()
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    assert cleaned(tmp_path, "slake").left_out == {"question in another language than the option": 1}
+
+
+def test_an_image_that_cannot_be_read_is_not_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("JOHN_SMITH.png", planted(MARK)["plain.png"](1))
+    packed = (tmp_path / "images.zip").read_bytes()
+    (tmp_path / "images.zip").write_bytes(packed.replace(b"JOHN_SMITH", b"NAMELESS__", 1))
+    (tmp_path / "t.csv").write_text("image,question,answer\nJOHN_SMITH.png,Is it?,yes\n../JOHN.png,Is it?,yes\n")
+    plain = ingest(DataConfig(adapter="table", path=str(tmp_path / "t.csv"), options={"images": "images.zip"}))
+    assert any("JOHN_SMITH" in error for error in plain.images["error"].to_pylist())
+    corpus = cleaned(tmp_path / "t.csv", "table", images="images.zip")
+    assert not any("JOHN" in error for error in corpus.images["error"].to_pylist())
+    assert corpus.images["error"].to_pylist()[0] != ""
+
+
+def test_the_index_is_neither_read_nor_written(tmp_path: Path, home: Path) -> None:
+    path = table(tmp_path / "source", [{"image": "i.png", "question": "Is it?", "answer": "yes"}])
+    cleaned(path, "table")
+    assert not list((home / "ingest").glob("index*"))
+    ingest(DataConfig(adapter="table", path=str(path), workers=1))
+    (index,) = (home / "ingest").glob("index*.sqlite")
+    before = index.read_bytes(), index.stat().st_mtime_ns
+    cleaned(path, "table")
+    assert (index.read_bytes(), index.stat().st_mtime_ns) == before
+
+
+def test_only_its_owner_may_read_the_index_from_its_first_byte(home: Path) -> None:
+    mask = os.umask(0)
+    try:
+        with Index.open() as index:
+            index.keep_unit(b"k", [b"r"], b"text")
+            index.keep_images([])
+            files = list((home / "ingest").glob("index*"))
+            assert len(files) == 3  # with -wal and -shm
+            assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+            assert stat.S_IMODE((home / "ingest").stat().st_mode) == 0o700
+    finally:
+        os.umask(mask)
+
+
+def test_a_check_can_deidentify(tmp_path: Path, home: Path) -> None:
+    row = {"image": "JOHN_SMITH.png", "question": "Who?", "answer": "", "id": "JOHN_SMITH"}
+    path = table(tmp_path / "source", [row])
+    shown = CliRunner().invoke(app, ["check", "--dataset", "table", str(path), "--deidentify"])
+    assert "image file is missing" in shown.output
+    assert "SMITH" not in shown.output
+    assert b"SMITH" not in all_bytes(home)
+    alone = CliRunner().invoke(app, ["check", "--deidentify"])
+    assert isinstance(alone.exception, ConfigError)
 
 
 def test_what_cannot_be_cleaned_does_not_go_on(tmp_path: Path) -> None:
