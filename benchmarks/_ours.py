@@ -14,14 +14,19 @@ import pyarrow.compute as pc
 from benchmarks._measure import checksum
 from radloop.config import DataConfig
 from radloop.data.corpus import SAMPLES, Corpus, EncodedImage
-from radloop.data.storage import TableWriter
 from radloop.data.imaging import map_images, resize, to_png, to_rgb
-from radloop.data.ingest import ingest_and_count
+from radloop.data.ingest import engines, ingest_and_count
 from radloop.data.prepared import PREPARED_IMAGES
+from radloop.data.storage import TableWriter
 
 
-def main(adapter: str, path: str, workers: int, longest: int, out: str) -> dict[str, Any]:
-    """Ingest `path`; with `longest` pixels above 0, store pictures of that size and lower-case texts, too."""
+def main(adapter: str, path: str, workers: int, longest: int, out: str, pooled: bool) -> dict[str, Any]:
+    """Ingest `path`; with `longest` pixels above 0, store pictures of that size and lower-case texts, too.
+
+    With `pooled` the worker processes start at once, even for what one process does faster.
+    """
+    if pooled:
+        engines._ALONE_S = 0
     start = time.monotonic()
     config = DataConfig.model_validate({"adapter": adapter, "path": path, "workers": workers})
     corpus, touched = ingest_and_count(config)

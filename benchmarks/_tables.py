@@ -22,13 +22,12 @@ _SIDE_BY_SIDE = f"""
     mapped files.
 """
 _GROWTH = """
-    Ingest alone, of a table with 7 samples an image, each image a small file of its own. Small data is
-    read without worker processes: memory is flat if it stays the same from where they start.
+    Ingest alone, of a table with 7 samples an image, each image a small file of its own, in worker
+    processes from the start (small data would do without). Memory is flat if it stays the same.
 """
 _AGAIN = f"""
     The same table again: unchanged; with {NEW:.0%} more rows and their images at its end; with as many at
-    random places. Rows are read in units of some hundred, of which one changed row makes a new one;
-    images that have not changed are not read.
+    random places. Only rows and images that are new or have changed are read, wherever they stand.
 """
 
 

@@ -80,7 +80,12 @@ def _side_by_side(
     write: Callable[[Path, Sequence[Picture], int], None] = getattr(_sources, name)
     write(folder / "source", drawn, per_image)
     adapter = "vqa_rad" if name == "hub" else name
-    told = {"adapter": adapter, "path": str(folder / "source"), "workers": WORKERS, "longest": LONGEST}
+    told = {
+        "adapter": adapter,
+        "path": str(folder / "source"),
+        "workers": WORKERS,
+        "longest": LONGEST,
+    }
     runs: dict[str, list[Measured]] = {way: [] for way in (OURS, *WAYS)}
     for repetition in range(repetitions):
         # In turn forwards and backwards, so that a machine that slows down slows all of them.
@@ -88,7 +93,7 @@ def _side_by_side(
             home = folder / "home"
             (home / "out").mkdir(parents=True)
             ours = way == OURS
-            more = {"out": str(home / "out")} if ours else {"way": way}
+            more = {"out": str(home / "out"), "pooled": False} if ours else {"way": way}
             runs[way].append(measure(f"benchmarks._{'ours' if ours else 'theirs'}", told | more, home))
             shutil.rmtree(home)
     _require_same(name, runs)
@@ -159,7 +164,7 @@ def _growing(plan: Plan, folder: Path) -> tuple[list[Row], list[Row]]:
 
 def _ingest(place: Path) -> Measured:
     told = {"adapter": "table", "path": str(place / "questions.jsonl"), "workers": WORKERS}
-    return measure("benchmarks._ours", told | {"longest": 0, "out": ""}, place / "home")
+    return measure("benchmarks._ours", told | {"longest": 0, "out": "", "pooled": True}, place / "home")
 
 
 def _again(place: Path, first: Measured) -> Iterator[Row]:

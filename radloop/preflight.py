@@ -98,7 +98,9 @@ def check_config(path: Path) -> None:
     click.echo("splits: " + ", ".join(f"{name} {len(ids):,}" for name, ids in prepared.indices.items()))
 
 
-def check_dataset(adapter: str, path: Path, options: list[str], as_json: bool, deidentify: bool = False) -> bool:
+def check_dataset(
+    adapter: str, path: Path, options: list[str], as_json: bool, deidentify: bool = False
+) -> bool:
     """Check data by themselves and print what was found.
 
     Args:

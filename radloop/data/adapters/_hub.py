@@ -1,4 +1,4 @@
-"""The layout that VQA data sets share on the Hugging Face hub: an image, a question and an answer a row."""
+"""Parquet files of the Hugging Face hub, and the columns that VQA data sets share there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ from radloop.data.source import ROW, Images, Source, Unit
 HUB_COLUMNS = ("image", "question", "answer")
 
 
+class ParquetSource(Source):
+    """Base of sources that read parquet files."""
+
+    parquet: ParquetFolder
+
+    def units(self) -> Iterator[Unit]:
+        return self.parquet.units()
+
+    def rows(self, unit: Unit) -> Iterator[Any]:
+        return self.parquet.rows(unit)
+
+
 @dataclass(frozen=True)
-class HubQuestions(Source):
+class HubQuestions(ParquetSource):
     """English questions of one data set in parquet files with `HUB_COLUMNS`.
 
     Attributes:
@@ -24,12 +36,9 @@ class HubQuestions(Source):
     dataset: str
     parquet: ParquetFolder
 
-    def units(self) -> Iterator[Unit]:
-        return self.parquet.units()
-
     def rows(self, unit: Unit) -> Iterator[Any]:
         # The hub's copies have no id: file and row make one.
-        for row in self.parquet.rows(unit):
+        for row in super().rows(unit):
             yield row | {"id": f"{unit.file.removesuffix('.parquet')}-{ROW}", "file": unit.file}
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:

@@ -6,13 +6,14 @@ answers (635 rows to train, 159 to test), but neither a paper nor a licence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from radloop.data.adapters import need_path, no_such_layout
+from radloop.data.adapters._hub import ParquetSource
 from radloop.data.reading import (
     ParquetFolder,
     answer_type_of,
@@ -21,7 +22,7 @@ from radloop.data.reading import (
     file_name,
     parse_answers,
 )
-from radloop.data.source import Images, Source, Unit
+from radloop.data.source import Images, Source
 
 _LAYOUTS = "the hub's data/*.parquet with the columns ids, image_names, images, questions, answers"
 
@@ -51,14 +52,8 @@ class MedVqa:
 
 
 @dataclass(frozen=True)
-class _Hub(Source):
+class _Hub(ParquetSource):
     parquet: ParquetFolder
-
-    def units(self) -> Iterator[Unit]:
-        return self.parquet.units()
-
-    def rows(self, unit: Unit) -> Iterator[Any]:
-        return self.parquet.rows(unit)
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         notes: list[str] = []

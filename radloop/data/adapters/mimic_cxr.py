@@ -20,8 +20,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from radloop.data.adapters import need_path, no_such_layout
+from radloop.data.adapters._report import report_columns
 from radloop.data.imaging import ImageError, dicom_tags
-from radloop.data.reading import clean_text, clip, read_delimited, some
+from radloop.data.reading import clean_text, clip, find_inside, read_delimited, read_inside, some
 from radloop.data.reports import ReportOptions, sections
 from radloop.data.source import Images, Source, Unit, in_units, left_out, signature
 from radloop.errors import DataError
@@ -121,10 +122,11 @@ class _Studies(Source):
     def rows(self, unit: Unit) -> Iterator[Any]:
         for row in unit.rows:
             images = [
-                (name, _view_of(self.images / name) if signed else view)
+                (name, _view_of(self.images, name) if signed else view)
                 for name, view, signed in row["images"]
             ]
-            yield row | {"images": images, "text": row["report"] and _text(self.reports / row["report"])}
+            text, fault = _text(self.reports, row["report"]) if row["report"] else ("", "")
+            yield row | {"images": images, "text": text, "fault": fault}
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         notes = list(row["notes"])
@@ -135,11 +137,10 @@ class _Studies(Source):
             return left_out("study has no report" if shown else "study has neither report nor image")
         if not kept:
             return left_out(f"study has no {wanted} image" if shown else "study has no image")
-        found = sections(row["text"] or "")
-        answer = self.options.answer(found)
-        if row["text"] is None:
-            notes.append("report: is empty or cannot be read")
-        elif not answer:
+        report = report_columns(self.options, sections(row["text"]))
+        if row["fault"]:
+            notes.append(f"report: {row['fault']}")
+        elif not report["answers"]:
             return left_out(self.options.lacking)
         shared = {"study": row["study"], "patient": row["patient"]}
         return [
@@ -155,13 +156,7 @@ class _Studies(Source):
                         kept, key=lambda pair: (_projection(pair[1]) != "frontal", pair[0])
                     )
                 ],
-                "task": "report",
-                "question": self.options.question,
-                "answers": [answer] if answer else [],
-                "answer_type": "open",
-                "question_type": "report",
-                "language": "en",
-                "context": self.options.given(found),
+                **report,
                 "labels": _labels(row["labels"], notes),
                 "notes": notes,
             }
@@ -283,20 +278,17 @@ def _signature(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _text(path: Path) -> str | None:
-    """Return the report, None where it cannot be read; damaged characters become U+FFFD for validation."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST_REPORT)
-    except OSError:
-        return None
+def _text(root: Path, name: str) -> tuple[str, str]:
+    """Return a report, or what is wrong with it; damaged characters become U+FFFD for validation."""
+    data, fault = read_inside(root, name, _LARGEST_REPORT)
     text = data.decode("utf-8-sig", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return text if text.strip() else None
+    return text, fault or ("" if text.strip() else "is empty")
 
 
-def _view_of(path: Path) -> str:
+def _view_of(root: Path, name: str) -> str:
+    place, _ = find_inside(root, name)
     try:
-        return dicom_tags(path).view
+        return dicom_tags(place).view if place else ""
     except (ImageError, OSError):  # decoding will say what is wrong
         return ""
 

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from radloop.data.adapters import need_path, no_such_layout
-from radloop.data.reading import as_object, clean_text, clip, file_name, read_delimited, read_json_parts
+from radloop.data.adapters._report import report_columns
+from radloop.data.reading import (
+    as_object,
+    clean_text,
+    clip,
+    file_name,
+    read_delimited,
+    read_inside,
+    read_json_parts,
+)
 from radloop.data.reports import HEADERS, ReportOptions
 from radloop.data.source import Images, Source, Unit, in_units, left_out, signature
 from radloop.errors import ConfigError, DataError
@@ -34,6 +43,7 @@ _SECTIONS = ("findings", "impression", "indication", "comparison")
 _NEEDED = ("uid", "MeSH", *_SECTIONS)
 _SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _PEEKED = 100
+_LARGEST_XML = 16 << 20  # bytes; published ones have less than 20,000
 _FAULTS = ("row:", "xml:", "filename:", "image_path:")  # notes that tell why something is missing
 _NOTHING = (None, "")
 
@@ -99,11 +109,12 @@ class _Layout(Source):
         """Make the sample of a study; what is there but cannot be used is left for validation to report."""
         notes = study.notes.copy()
         found = {name: text for name in _SECTIONS if (text := _plain(study.texts.get(name), name, notes))}
-        answer = self.options.answer(found)
+        report = report_columns(self.options, found)
         if not any(note.startswith(_FAULTS) for note in study.notes):
             if not study.images:
                 return left_out("study has no image")
-            if not answer and all(study.texts.get(name) in _NOTHING for name in self.options.wanted):
+            told = any(study.texts.get(name) not in _NOTHING for name in self.options.wanted)
+            if not report["answers"] and not told:
                 return left_out(self.options.lacking)
         frontal_first = sorted(study.images, key=lambda image: image[1] != "FRONTAL")
         about = {"modality": "XR", "body_part": "CHEST", "study": study.number}
@@ -116,13 +127,7 @@ class _Layout(Source):
                 "image_ids": [
                     images.file(self.images, name, view=view, **about) for name, view in frontal_first
                 ],
-                "task": "report",
-                "question": self.options.question,
-                "answers": [answer] if answer else [],
-                "answer_type": "open",
-                "question_type": "report",
-                "language": "en",
-                "context": self.options.given(found),
+                **report,
                 "labels": _labels(study.mesh),
                 "notes": notes,
             }
@@ -139,7 +144,7 @@ class _Xml(_Layout):
 
     def rows(self, unit: Unit) -> Iterator[Any]:
         for name, _ in unit.rows:
-            yield {"name": name} | _parsed(self.folder / name)
+            yield {"name": name} | _parsed(self.folder, name)
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         name = clean_text(row["name"], "name", [])
@@ -250,16 +255,19 @@ def _uid(row: dict[str | None, Any]) -> str:
     return str(row.get("uid", "")).strip()
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(folder: Path, name: str) -> dict[str, Any]:
     """Return what a report file holds, with a "fault" where it cannot be read."""
     from xml.etree.ElementTree import ParseError
 
     from defusedxml import ElementTree
 
     found: dict[str, Any] = {"uid": "", "sections": {}, "mesh": [], "images": [], "fault": ""}
+    data, fault = read_inside(folder, name, _LARGEST_XML)
+    if fault:
+        return found | {"fault": fault}
     try:
-        root = ElementTree.fromstring(path.read_bytes())
-    except (ParseError, ValueError, LookupError, OSError) as error:  # ValueError: also entities
+        root = ElementTree.fromstring(data)
+    except (ParseError, ValueError, LookupError) as error:  # ValueError: also entities
         return found | {"fault": f"cannot be read ({type(error).__name__}: {clip(str(error))})"}
     for element in root.iter():
         text = " ".join((element.text or "").split())

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from radloop.data.adapters import need_path, no_such_layout
+from radloop.data.adapters._hub import ParquetSource
 from radloop.data.reading import (
     ParquetFolder,
     as_object,
@@ -165,15 +166,9 @@ class _V2(_Release):
 
 
 @dataclass(frozen=True)
-class _Hub(Source):
+class _Hub(ParquetSource):
     parquet: ParquetFolder
     question: str
-
-    def units(self) -> Iterator[Unit]:
-        return self.parquet.units()
-
-    def rows(self, unit: Unit) -> Iterator[Any]:
-        return self.parquet.rows(unit)
 
     def samples(self, row: Any, images: Images) -> Iterable[dict[str, Any]]:
         notes: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ _ALLOWED = {
     "task": {"vqa", "report", "caption", "ehr", ""},
     "answer_type": {"open", "closed", ""},
 }
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".dcm", ".csv", ".tsv", ".json", ".jsonl", ".parquet",
-             ".txt", ".xlsx", ".xml"}  # fmt: skip
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".dcm",
+             ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".xlsx", ".xml"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Cleaner:
             if is_dicom(data):
                 data, counts = clean_dicom(data, names)
                 removed.update({f"DICOM {keyword}": count for keyword, count in counts.items()})
-                if not _has_comments(data):
+                if not _holds_more(data):
                     return data, cleaned
             else:
                 removed["metadata of a picture"] += 1
@@ -159,10 +160,11 @@ def _scrubbed(text: str, known: KnownIds, removed: Counter[str]) -> str:
     return clean
 
 
-def _has_comments(data: bytes) -> bool:
-    """Whether a cleaned DICOM file may still hold what is no pixel: compressed frames have headers of their own.
+def _holds_more(data: bytes) -> bool:
+    """Whether a cleaned DICOM file still holds more than the chosen frame's pixels.
 
-    Of a file with several frames only the chosen one goes on, too, lest each of its rows holds them all.
+    Compressed frames have headers and comments of their own; and a file with several frames would go
+    on with each of its rows.
     """
     return is_compressed(data) or dicom_tags(data).num_frames not in ("", "0", "1")
 
@@ -172,6 +174,7 @@ def _pixels_alone(data: bytes, columns: dict[str, Any]) -> tuple[bytes, dict[str
 
     The pixels are the 8-bit ones that `to_rgb` gives of the original, so hashes stay the same.
     """
+    logging.getLogger("PIL").setLevel(logging.INFO)  # below that it quotes metadata
     picture = to_rgb(data, frame=columns["frame"], window=columns["window"])
     red, green, blue = (band.tobytes() for band in picture.split())
     bare = Image.frombytes("L", picture.size, red) if red == green == blue else picture

@@ -1,7 +1,7 @@
 """What earlier ingests of this project have seen: so that a later one reads only what is new.
 
-A SQLite file in the project's state folder. It may be deleted at any time; it holds no pixels, but
-the texts of samples, like the corpus itself.
+A SQLite file in the project's state folder, for its owner only. It may be deleted at any time; it holds
+no pixels, but the texts of samples as they are. Ingests that de-identify do not use it.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ _LABELS = {
 _NUMBER_SIGN = r"(?:\s{0,2}(?:ids?\b|no\b\.?|nr\b\.?|numbers?\b|[#:=]))"
 _NO_MEASURE = r"(?!\w|[.,/-]\d|\s?(?:mm|cm|ml|kg|hu|%|years?|yrs?|y/?o|months?|weeks?|days?)\b)"
 # Stand in patient columns without being anybody's name, and in texts with another meaning.
-_NOBODY = {"anonymous", "anonymised", "anonymized", "control", "healthy", "normal", "patient", "phantom", "subject",
-           "unknown", "volunteer"}  # fmt: skip
+_NOBODY = {"anonymous", "anonymised", "anonymized", "control", "healthy", "normal", "patient", "phantom",
+           "subject", "unknown", "volunteer"}  # fmt: skip
 
 
 class KnownIds:

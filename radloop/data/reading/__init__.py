@@ -1,6 +1,7 @@
 """Reading files of uncertain quality, row by row, without losing track of what was mended."""
 
 from radloop.data.reading.delimited import read_delimited
+from radloop.data.reading.files import find_inside, read_inside
 from radloop.data.reading.json_rows import read_json, read_json_lines, read_json_parts, with_keys
 from radloop.data.reading.parquet import ParquetFolder, columns_of, encoded_image, split_of
 from radloop.data.reading.text import (
@@ -26,8 +27,10 @@ __all__ = [
     "columns_of",
     "encoded_image",
     "file_name",
+    "find_inside",
     "parse_answers",
     "read_delimited",
+    "read_inside",
     "read_json",
     "read_json_lines",
     "read_json_parts",

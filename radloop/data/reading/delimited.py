@@ -14,6 +14,7 @@ from radloop.errors import DataError
 
 _LARGEST = 16 << 20  # characters of a line, and of a field: a quote that is never closed makes a long one
 _MOST_LINES = 1000  # of a row: no report in quotes has more
+_MOST_BREAKS = 3  # between the lines of a column's name
 _FAULT = "a quote is out of place"
 
 
@@ -59,9 +60,9 @@ def read_delimited(
 
 def _header(path: Path, rows: Iterator[tuple[list[str], str]], needed: Collection[str]) -> list[str]:
     fields, fault = next(rows, ([], ""))
-    if fault:
-        raise DataError(f"{path}: {fault} in its header; mend the first line")
     names = [name.strip() for name in fields]
+    if fault or any(name.count("\n") > _MOST_BREAKS for name in names):
+        raise DataError(f"{path}: {_FAULT} in its header; mend the first line")
     refuse_repeated(path, names)
     if missing := [name for name in needed if name not in names]:
         raise DataError(
@@ -101,7 +102,7 @@ class _Table:
             self._held.clear()
             try:
                 fields = next(reader)
-                stray = len(self._held) > 1 and self._swallows(self.width or len(fields))
+                stray = len(self._held) > 1 and self._swallows()
             except StopIteration:
                 return
             except csv.Error:  # something follows a closing quote, or the file ends before one
@@ -124,7 +125,7 @@ class _Table:
     def _first_alone(self) -> list[str]:
         """Return the fields of the first line held, and have the others read again."""
         first, *others = self._held
-        if self._ended and not self._swallows(self.width):
+        if self._ended and not self._swallows():
             raise DataError(
                 f"{self._path}: ends within the quotes that begin in line {self._passed + 1:,}; "
                 "was it copied completely, or is a quote never closed?"
@@ -141,22 +142,24 @@ class _Table:
             return fields
         return next(csv.reader([line], delimiter=self._delimiter, quoting=csv.QUOTE_NONE), [])
 
-    def _swallows(self, width: int) -> bool:
+    def _swallows(self) -> bool:
         """Whether the lines after the first are more likely rows of their own than a field's text."""
         first, *others = self._held
         if len(others) >= _MOST_LINES:
             return True
-        has_space = " " in self._fields(first)[0]
-        return 2 * sum(self._is_row(line, width, has_space) for line in others) > len(others)
+        alone = self._fields(first)
+        alike = sum(self._is_row(line, " " in alone[0]) for line in others)
+        # A row of which nothing is missing but a quote has all its fields in its first line.
+        return 2 * alike > len(others) + (len(alone) < self.width)
 
-    def _is_row(self, line: str, width: int, has_space: bool) -> bool:
+    def _is_row(self, line: str, has_space: bool) -> bool:
         """Whether a line reads as a row; text with commas has spaces after them, and before the first."""
         try:
             fields = next(self._reader([line]), [])
         except csv.Error:
             return False
         return (
-            width == len(fields) > 1
+            self.width == len(fields) > 1
             and not any(field.startswith(" ") for field in fields[1:])
             and (has_space or " " not in fields[0])
         )

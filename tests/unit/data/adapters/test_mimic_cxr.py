@@ -115,7 +115,7 @@ def test_the_public_example_becomes_a_sample(tmp_path: Path, real_data: Callable
     (sample,), refs = read(tmp_path, target="impression", context=["indication"])
     assert sample == {
         "id": "mimic_cxr-50414267", "dataset": "mimic_cxr", "split": "", "patient": "10000032",
-        "study": "50414267", "image_ids": list(refs), "task": "report",
+        "namespace": "mimic", "study": "50414267", "image_ids": list(refs), "task": "report",
         "question": "Write the report of this study.", "answers": ["Large left pleural effusion"],
         "answer_type": "open", "question_type": "report", "language": "en", "labels": [], "notes": [],
         "context": "INDICATION: ___ year old woman with ?pleural effusion // ?pleural effusion",
@@ -235,13 +235,43 @@ def test_a_damaged_report_is_a_finding_or_a_counted_reason(tmp_path: Path, damag
     first, second = survives(opened(tmp_path))
     assert second["answers"] == [ANSWER]
     if damage in ("empty", "only white space", "a directory"):
-        assert (first["answers"], first["notes"]) == ([], ["report: is empty or cannot be read"])
+        assert (first["answers"], first["notes"]) == (
+            [],
+            [f"report: {'is no file' if damage == 'a directory' else 'is empty'}"],
+        )
     elif damage in ("byte order mark", "CRLF"):
         assert first["answers"] == [ANSWER]
     elif damage in ("not UTF-8", "null bytes"):
         assert "\N{REPLACEMENT CHARACTER}" in first["answers"][0]
     elif damage != "cut short":
         assert first["left_out"] == "report has no FINDINGS or IMPRESSION"
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: path.symlink_to("../../../secret.txt"), "leads out of 'files', not followed"),
+        (os.mkfifo, "is no file"),
+        (lambda path: path.write_text(REPORT * 20_000), "has more than 1,048,576 bytes"),
+    ],
+)
+def test_no_report_but_the_files_of_the_tree_are_read(
+    tmp_path: Path, make: Callable[[Path], Any], fault: str
+) -> None:
+    study(tmp_path, text=None)
+    (tmp_path / "secret.txt").write_text(REPORT)
+    make(tmp_path / PLACE / "s50000001.txt")
+    (sample,) = survives(opened(tmp_path))
+    assert (sample["answers"], sample["notes"]) == ([], [f"report: {fault}"])
+
+
+def test_the_view_of_a_dicom_file_outside_the_tree_is_not_read(tmp_path: Path) -> None:
+    outside = sorted(written(tmp_path / "dcm", "dcm").rglob("*.dcm"))[0]
+    study(tmp_path, images="")
+    (tmp_path / PLACE / "s50000001" / "a.dcm").symlink_to(outside)
+    os.mkfifo(tmp_path / PLACE / "s50000001" / "b.dcm")
+    refs = drive(opened(tmp_path))[1]
+    assert [ref.columns["view"] for ref in refs.values()] == ["", ""]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -179,6 +179,24 @@ def test_odd_xml_file_names_and_links_survive(tmp_path: Path) -> None:
     assert [bool(sample["notes"]) for sample in samples] == [False, False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: path.symlink_to("../secret.xml"), f"leads out of '{XML_FOLDER}', not followed"),
+        (os.mkfifo, "is no file"),
+        (lambda path: path.write_bytes(XML.encode() + b" " * (17 << 20)), "has more than 16,777,216 bytes"),
+    ],
+)
+def test_nothing_but_files_of_the_folder_is_read(
+    tmp_path: Path, make: Callable[[Path], Any], fault: str
+) -> None:
+    folder = xml(tmp_path, XML)
+    (folder / "secret.xml").write_text(XML.replace("Clear", "Secret"))
+    make(folder / XML_FOLDER / "8.xml")
+    _, sample = survives(opened(folder))
+    assert (sample["answers"], sample["notes"]) == ([], [f"xml: 8.xml {fault}"])
+
+
 def test_nested_xml_survives(tmp_path: Path) -> None:
     survives(opened(xml(tmp_path, "<a>" * 50_000 + "</a>" * 50_000)))
 

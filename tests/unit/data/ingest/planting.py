@@ -14,7 +14,8 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 
 def noise(seed: int, *, size: int = 40) -> Image.Image:
     """Other pixels for each seed."""
-    return Image.radial_gradient("L").resize((size, size)).rotate(seed).point(lambda level: level ^ seed % 256)
+    image = Image.radial_gradient("L").resize((size, size)).rotate(seed)
+    return image.point(lambda level: level ^ seed % 256)
 
 
 def encoded(image: Image.Image, form: str, **more: object) -> bytes:
@@ -115,14 +116,14 @@ def planted(mark: bytes) -> dict[str, Callable[[int], bytes]]:
         "tags.tif": lambda n: encoded(noise(n), "TIFF", tiffinfo=tags),
         "pages.tiff": lambda n: _pages(mark, n),
         "behind.tif": lambda n: encoded(noise(n), "TIFF") + mark,
-        "exif.webp": lambda n: encoded(noise(n).convert("RGB"), "WEBP", lossless=True, exif=_exif(mark).tobytes(),
-                                       xmp=mark, icc_profile=_profile(mark)),
+        "exif.webp": lambda n: encoded(noise(n).convert("RGB"), "WEBP", lossless=True,
+                                       exif=_exif(mark).tobytes(), xmp=mark, icc_profile=_profile(mark)),
         "behind.webp": lambda n: encoded(noise(n).convert("RGB"), "WEBP", lossless=True) + mark,
     }  # fmt: skip
 
 
 def dicom(mark: str, *, compressed: bool = False) -> bytes:
-    """A DICOM file with the mark in its preamble, tags, pixel padding, and in a comment of compressed data."""
+    """A DICOM file with the mark in its preamble, tags, pixel padding, or a comment of compressed data."""
     import pydicom
     from pydicom.data import get_testdata_file
     from pydicom.encaps import encapsulate

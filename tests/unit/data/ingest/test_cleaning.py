@@ -1,4 +1,4 @@
-"""With `deidentify` no identifier of the source is left in the corpus, nor in what an ingest leaves behind."""
+"""With `deidentify` no identifier of the source is left in the corpus, nor in what an ingest leaves."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typer.testing import CliRunner
 
 from radloop.cli import app
 from radloop.config import DataConfig, ValidationConfig
-from radloop.data.corpus import Corpus
+from radloop.data.corpus import IMAGES, SAMPLES, Corpus
 from radloop.data.imaging import to_rgb
-from radloop.data.ingest import ingest
-from radloop.data.ingest.cleaning import Cleaner
+from radloop.data.ingest import cleaning, ingest
+from radloop.data.ingest.cleaning import UNREAD, Cleaner
+from radloop.data.ingest.facts import FACTS
 from radloop.data.ingest.index import Index
 from radloop.data.phantoms.formats import Cohort, write
 from radloop.data.quality import validate
@@ -154,12 +155,20 @@ def test_columns_of_few_values_hold_no_others(tmp_path: Path, column: str) -> No
 
 
 def test_columns_of_few_values_keep_those(tmp_path: Path) -> None:
-    said = {"split": "test", "answer_type": "open", "language": "zh", "question_type": "presence", "task": "vqa"}
+    said = {"split": "test", "answer_type": "open", "language": "zh", "question_type": "presence"}
     shown = {"modality": "CT", "view": "AP AXIAL", "body_part": "Chest"}
     row = {"image": "i.png", "question": "Is it?", "answer": "no", "labels": ["Edema", "cardiomegaly"]}
     corpus = cleaned(table(tmp_path, [row | said | shown]), "table")
     assert corpus.samples.to_pylist()[0].items() >= (said | {"labels": ["Edema", "cardiomegaly"]}).items()
     assert corpus.images.to_pylist()[0].items() >= shown.items()
+
+
+def test_each_column_of_a_corpus_is_cleaned_or_made_by_radloop() -> None:
+    replaced = {"id", "patient", "study", "language", "notes"}
+    made = {"image_ids", "file", "row", "namespace"}  # `clean_file`; a constant of the adapter
+    assert {*replaced, *made, *cleaning._TEXTS, *cleaning._LISTS, *cleaning._ALLOWED} == set(SAMPLES.names)
+    shown = {*FACTS, "bytes", "uri", "frame", "window"}
+    assert {"name", "patient", "study", *cleaning._CODES, *shown} == set(IMAGES.names)
 
 
 def test_an_unknown_split_is_still_found_by_validation(tmp_path: Path) -> None:
@@ -197,16 +206,17 @@ def test_a_question_in_another_language_is_counted_without_saying_which(tmp_path
 
 
 def test_an_image_that_cannot_be_read_is_not_named(tmp_path: Path) -> None:
+    name = f"JOHN_SMITH_{'x' * 80}.png"
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        archive.writestr("JOHN_SMITH.png", planted(MARK)["plain.png"](1))
+        archive.writestr(name, planted(MARK)["plain.png"](1))
     packed = (tmp_path / "images.zip").read_bytes()
     (tmp_path / "images.zip").write_bytes(packed.replace(b"JOHN_SMITH", b"NAMELESS__", 1))
-    (tmp_path / "t.csv").write_text("image,question,answer\nJOHN_SMITH.png,Is it?,yes\n../JOHN.png,Is it?,yes\n")
-    plain = ingest(DataConfig(adapter="table", path=str(tmp_path / "t.csv"), options={"images": "images.zip"}))
-    assert any("JOHN_SMITH" in error for error in plain.images["error"].to_pylist())
+    (tmp_path / "t.csv").write_text(f"image,question,answer\n{name},Is it?,yes\n")
+    options = {"images": "images.zip"}
+    plain = ingest(DataConfig(adapter="table", path=str(tmp_path / "t.csv"), options=options, workers=1))
+    assert "JOHN_SMITH" in plain.images["error"].to_pylist()[0]
     corpus = cleaned(tmp_path / "t.csv", "table", images="images.zip")
-    assert not any("JOHN" in error for error in corpus.images["error"].to_pylist())
-    assert corpus.images["error"].to_pylist()[0] != ""
+    assert corpus.images["error"].to_pylist() == [UNREAD]
 
 
 def test_the_index_is_neither_read_nor_written(tmp_path: Path, home: Path) -> None:

