@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,7 +154,7 @@ class _Table:
         return 2 * alike > len(others) + (len(alone) < self.width)
 
     def _is_row(self, line: str, has_space: bool) -> bool:
-        """Whether a line reads as a row; text with commas has spaces after them, and before the first."""
+        """Whether a line reads as a row; text has spaces after and before commas, or decimals as "3,5"."""
         try:
             fields = next(self._reader([line]), [])
         except csv.Error:
@@ -162,4 +163,5 @@ class _Table:
             self.width == len(fields) > 1
             and not any(field.startswith(" ") for field in fields[1:])
             and (has_space or " " not in fields[0])
+            and 2 * sum(a[-1:].isdigit() and b[:1].isdigit() for a, b in pairwise(fields)) < len(fields)
         )

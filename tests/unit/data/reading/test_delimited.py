@@ -124,6 +124,11 @@ def test_whatever_quotes_a_line_holds_the_rows_around_it_are_read(tmp_path: Path
 
 
 def test_reports_of_many_lines_with_commas_and_quotes_are_one_field(tmp_path: Path) -> None:
+    decimals = ["1", "Zyste der Leber\n3,5 cm im Durchmesser"]
+    buffer = io.StringIO()
+    csv.writer(buffer).writerows([["a", "b"], decimals])
+    path = write(tmp_path / "decimals.csv", buffer.getvalue().encode())
+    assert [list(row.values()) for row in read_delimited(path)] == [decimals]
     report = 'FINDINGS: Heart, lungs, and bones are normal.\n\nNo effusion, no "mass", no nodule, clear.\n'
     rows = [[str(n), report * (1 + n % 60), "x,y"] for n in range(200)]
     for width in (2, 3):
