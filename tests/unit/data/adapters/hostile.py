@@ -17,8 +17,22 @@ VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 5, 10**400, 2.5, float("nan"), float("inf"), "", " ", "NULL", "nan", "null", "\t\n",
     "/etc/passwd", "../../etc/passwd", "a/../../b.png", "~root/x.png", "C:\\windows\\x.png", "x\0y.png", ".",
     "\N{REPLACEMENT CHARACTER}", "half \ud800 surrogate", "\u202eright to left", "<script>alert(1)</script>",
-    "x" * 100_000, "Ä" * 300, [], {}, ["a", None, 3, ["b"]], {"bytes": None}, {"bytes": b"no image"}, b"\xff\xfe",
+    "x" * 100_000, "Ä" * 300, [], {}, ["a", None, 3, ["b"]], {"bytes": None}, {"bytes": b"no image"},
+    b"\xff\xfe",
 )  # fmt: skip
+
+
+_TEXTS = (
+    "id",
+    "split",
+    "patient",
+    "study",
+    "question",
+    "answer_type",
+    "question_type",
+    "language",
+    "context",
+)
 
 
 def values() -> st.SearchStrategy[Any]:
@@ -62,8 +76,7 @@ def survives(source: Source) -> list[dict[str, Any]]:
         assert sample["file"]
         assert sample["dataset"]
         assert sample["task"] in ("vqa", "report", "caption", "ehr")
-        for name in ("id", "split", "patient", "study", "question", "answer_type", "question_type", "language",
-                     "context"):  # fmt: skip
+        for name in _TEXTS:
             assert isinstance(sample.get(name, ""), str), name
             sample.get(name, "").encode()  # no half surrogates: Arrow would refuse them
         for name in ("answers", "image_ids", "labels", "notes"):
