@@ -61,6 +61,10 @@ def check(
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="take identifiers out first; with --dataset")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="folder for the data report (HTML) and all findings (CSV)"),
+    ] = None,
 ) -> None:
     """Check a run config and its data, or data alone, without training: all faults, exit code 2."""
     from radloop import preflight
@@ -70,8 +74,10 @@ def check(
             raise ConfigError(
                 "--option, --json and --deidentify belong to --dataset NAME; a config holds its own options"
             )
-        preflight.check_config(place)
-    elif not preflight.check_dataset(dataset, place, option or [], as_json, deidentify):
+        preflight.check_config(place, report)
+    elif not preflight.check_dataset(
+        dataset, place, option or [], as_json=as_json, deidentify=deidentify, folder=report
+    ):
         raise typer.Exit(RadloopError.exit_code)
 
 

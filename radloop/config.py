@@ -63,7 +63,8 @@ class SourceConfig(Section):
     )
     adapter: str = Field(description="name in radloop.data.adapters.REGISTRY, such as 'vqa_rad'")
     path: str | None = Field(
-        None, description="file, folder or hub id; $NAME stands for an environment variable"
+        None,
+        description="file, folder or hf://owner/name[@revision]; $NAME is an environment variable",
     )
     options: dict[str, Any] = Field({}, description="the adapter's own options")
 

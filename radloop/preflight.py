@@ -11,7 +11,7 @@ import click
 import yaml
 
 from radloop.config import DataConfig, JudgeConfig, RunConfig, SourceConfig, ValidationConfig
-from radloop.errors import ConfigError, RadloopError
+from radloop.errors import ConfigError, DataError, RadloopError
 
 if TYPE_CHECKING:
     from radloop.data.quality import ValidationReport
@@ -75,8 +75,12 @@ def packages() -> None:
         raise RadloopError("BentoML is not installed; pip install 'radloop[serve]'")
 
 
-def check_config(path: Path) -> None:
+def check_config(path: Path, folder: Path | None = None) -> None:
     """Check a run config, what it needs, and its data; print what was found.
+
+    Args:
+        path: The config.
+        folder: Where to put the data report, if anywhere.
 
     Raises:
         RadloopError: Something would stop the run.
@@ -93,13 +97,14 @@ def check_config(path: Path) -> None:
     corpus = ingest(settings.data)
     report = validate(corpus, settings.validation)
     _show(report)
+    _write(report, folder)
     report.require_accepted()
     prepared = preprocess(corpus, report, settings.preprocess, settings.seed)
-    click.echo("splits: " + ", ".join(f"{name} {len(ids):,}" for name, ids in prepared.indices.items()))
+    click.echo("splits: " + ", ".join(f"{name} {count:,}" for name, count in prepared.counts().items()))
 
 
 def check_dataset(
-    adapter: str, path: Path, options: list[str], as_json: bool, deidentify: bool = False
+    adapter: str, path: Path, options: list[str], *, as_json: bool, deidentify: bool, folder: Path | None
 ) -> bool:
     """Check data by themselves and print what was found.
 
@@ -109,6 +114,7 @@ def check_dataset(
         options: "KEY=VALUE" of the adapter, values as in YAML.
         as_json: Print one JSON object and nothing else.
         deidentify: Take identifiers out first, so that none is printed.
+        folder: Where to put the data report, if anywhere.
 
     Returns:
         Whether the data can be used as they are.
@@ -124,6 +130,7 @@ def check_dataset(
         source = SourceConfig.model_construct(adapter=adapter, path=str(path), options=_parsed(options))
         config = DataConfig(sources=(source,), deidentify=deidentify)
         report = validate(ingest(config), ValidationConfig())
+        _write(report, folder, quiet=as_json)
     except RadloopError as error:
         if not as_json:
             raise
@@ -133,8 +140,6 @@ def check_dataset(
         click.echo(json.dumps(report.counts(), indent=2))
     else:
         _show(report)
-        for reason in report.summary["rejected"]:
-            click.echo(f"not usable: {reason}")
     return not report.summary["rejected"]
 
 
@@ -159,3 +164,22 @@ def _show(report: ValidationReport) -> None:
         click.echo(f"    first: {found['example']}")
     for reason, count in report.summary["left_out"].items():
         click.echo(f"left out: {count:,} rows: {reason}")
+    for kind, count in report.summary["removed"].items():
+        click.echo(f"identifiers removed: {count:,} {kind}")
+
+
+def _write(report: ValidationReport, folder: Path | None, *, quiet: bool = False) -> None:
+    """Put the report's pages and all its findings into a folder."""
+    if folder is None:
+        return
+    from pyarrow import csv
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, page in report.pages.items():
+            (folder / name).write_text(page, encoding="utf-8")
+        csv.write_csv(report.findings, folder / "findings.csv")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror}); name another --report") from None
+    if not quiet:
+        click.echo(f"report: {folder / 'validation.html'}; every finding: {folder / 'findings.csv'}")

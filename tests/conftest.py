@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from radloop import workspace
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a server of others
 ROOT = Path(__file__).parents[1]
 settings.register_profile("radloop", deadline=None)  # a busy machine is no defect
 settings.load_profile("radloop")

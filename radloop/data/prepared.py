@@ -115,11 +115,14 @@ class PreparedData:
         ]
         return {"prepared.html": html.page("Prepared data", *sections)}
 
-    def facts(self) -> dict[str, str | int | float]:
+    def counts(self) -> dict[str, int]:
+        """Return the number of samples in each split, and of those that are held out, if any are."""
         counts = {name: len(ids) for name, ids in self.indices.items()}
-        if held_out := self.split(HELD_OUT).num_rows:
-            counts[HELD_OUT] = held_out
-        return {**counts, "images": self.images.num_rows, "fingerprint": self.fingerprint}
+        held_out = self.split(HELD_OUT).num_rows
+        return counts | ({HELD_OUT: held_out} if held_out else {})
+
+    def facts(self) -> dict[str, str | int | float]:
+        return {**self.counts(), "images": self.images.num_rows, "fingerprint": self.fingerprint}
 
     def _examples(self, name: str, table: pa.Table) -> str:
         step = max(1, table.num_rows // _CARDS_PER_SPLIT)

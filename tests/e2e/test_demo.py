@@ -11,9 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-import served
 
 from radloop.data.phantoms import Stream, make_phantom, questions
+from tests import served
 from tests.e2e.project import Project, make_project
 
 pytestmark = pytest.mark.timeout(900)

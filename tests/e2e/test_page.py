@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import served
-from served import Server
 
 from radloop import registry
 from radloop.answering import Answerer
 from radloop.config import ModelConfig
 from radloop.data.phantoms.phantom import Stream, make_phantom
+from tests import served
+from tests.served import Server
 
 QUESTION = "Is there cardiomegaly?"
 

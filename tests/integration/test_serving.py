@@ -12,16 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-import served
 import yaml
 from PIL import Image
-from served import Server
 
 from radloop import packaging, registry
 from radloop.answering import Answerer
 from radloop.config import ModelConfig
 from radloop.data.phantoms.phantom import Stream, make_phantom
 from radloop.errors import RadloopError
+from tests import served
+from tests.served import Server
 
 QUESTIONS = ("Is the heart enlarged?", "How many nodules are there?", "Which side?")
 PNG = make_phantom(Stream.VALIDATION, 3, 0).png()

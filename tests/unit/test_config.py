@@ -71,7 +71,7 @@ def test_several_sources_are_checked_each_in_its_place() -> None:
         ({}, "data.adapter: is missing"),
         (
             {"adapter": "phantoms", "worker": 2},
-            "data.worker: unknown key 'worker'; known: adapter, path, options",
+            "data.worker: unknown key 'worker'; known: name, adapter, path, options",
         ),
         (
             {"adapter": "phantoms", "workers": 0},

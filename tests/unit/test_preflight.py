@@ -73,7 +73,8 @@ def test_unusable_data_is_exit_2_with_the_reasons(tmp_path: Path) -> None:
     done = RUN.invoke(app, ["check", "--dataset", "slake", str(folder)])
     assert done.exit_code == 2
     assert "image file is missing; copy the file" in done.output
-    assert "first: train.json row 1: " in done.output
+    assert "first: train.json row 1: xmlab" in done.output
+    assert "source.jpg: the file is missing" in done.output
 
 
 def test_what_cannot_be_read_at_all_is_one_message(tmp_path: Path) -> None:
@@ -89,6 +90,31 @@ def test_what_cannot_be_read_at_all_is_one_message(tmp_path: Path) -> None:
         error = RUN.invoke(app, ["check", *arguments]).exception
         assert isinstance(error, RadloopError)
         assert words in error.message
+
+
+def test_the_report_is_written_where_it_is_wanted(tmp_path: Path) -> None:
+    folder = written(tmp_path / "data", "slake")
+    next((folder / "imgs").rglob("source.jpg")).unlink()
+    arguments = ["check", "--dataset", "slake", str(folder), "--report", str(tmp_path / "report")]
+    done = RUN.invoke(app, arguments)
+    assert f"report: {tmp_path / 'report' / 'validation.html'}; " in done.output
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"validation.html", "expectations_vqa.html", "expectations_images.html", "findings.csv"} <= names
+    lines = (tmp_path / "report" / "findings.csv").read_text().splitlines()
+    assert lines[0].startswith('"severity","row","sample_id","image","reason"')
+    assert any("source.jpg: the file is missing" in line for line in lines)
+    assert RUN.invoke(app, [*arguments, "--json"]).stdout.startswith("{")
+    (tmp_path / "file").touch()
+    error = RUN.invoke(app, [*arguments[:-1], str(tmp_path / "file" / "x")]).exception
+    assert isinstance(error, RadloopError)
+    assert "cannot be written" in error.message
+
+
+def test_what_was_removed_is_shown(tmp_path: Path) -> None:
+    folder = written(tmp_path / "data", "mimic_cxr")
+    done = RUN.invoke(app, ["check", "--dataset", "mimic_cxr", str(folder), "--deidentify"])
+    assert "identifiers removed: 8 patient id" in done.output
+    assert check("--dataset", "mimic_cxr", str(folder), "--deidentify")[1]["removed"]["patient id"] == 8
 
 
 def test_options_reach_the_adapter(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ REGISTRY = {
     "conversations": "radloop.data.adapters.conversations:Conversations",
 }
 
-_HUB_ID = r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?"
+_HUB = "hf://"  # said outright: a mistyped path must not be asked of a server
 
 
 class Adapter(Protocol):
@@ -54,7 +54,9 @@ def get_adapter(name: str) -> Adapter:
         ConfigError: No adapter has this name; the message lists the known ones.
     """
     if name not in REGISTRY:
-        raise ConfigError(f"unknown adapter {name!r}; known: {', '.join(REGISTRY)}")
+        close = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"unknown adapter {name!r}; known: {', '.join(REGISTRY)}{hint}")
     module, attribute = REGISTRY[name].split(":")
     adapter: Adapter = getattr(importlib.import_module(module), attribute)()
     return adapter
@@ -64,8 +66,7 @@ def need_path(path: str | None, adapter: str, layouts: str) -> Path:
     """Return the file or folder that `path` names.
 
     Args:
-        path: As the config has it; what is no path here but has the form owner/name or
-            owner/name@revision is fetched from the hub.
+        path: As the config has it; hf://owner/name or hf://owner/name@revision is fetched from the hub.
         adapter: Its name, for the message.
         layouts: What the adapter needs there, in words.
 
@@ -77,22 +78,23 @@ def need_path(path: str | None, adapter: str, layouts: str) -> Path:
     found = Path(path).expanduser()
     if found.exists():
         return found.resolve()
-    if re.fullmatch(_HUB_ID, path):
+    if path.startswith(_HUB.rstrip("/")):
         return _fetch(path, f"{adapter} needs {layouts}")
-    raise DataError(f"{path}: no such file or folder; {adapter} needs {layouts}")
+    looked = "" if found.is_absolute() else f" in {Path.cwd()}"
+    raise DataError(f"{path}: no such file or folder{looked}; {adapter} needs {layouts}")
 
 
 def _fetch(path: str, needed: str) -> Path:
     """Return the local copy of a data set of the Hugging Face hub, made by the first call."""
     from huggingface_hub import snapshot_download
 
-    name, _, revision = path.partition("@")
+    name, _, revision = path.removeprefix("hf:").lstrip("/").partition("@")
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision or None, etag_timeout=5))
     except Exception as error:  # the library raises its own, the network's and the file system's errors
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{path}: no such file or folder here, and the Hugging Face hub did not give it ({reason}). "
+            f"{path}: the Hugging Face hub did not give it ({reason}). "
             f"Where there is no network: `hf download {name} --repo-type dataset --local-dir DIR` elsewhere, "
             f"then name DIR; {needed}"
         ) from None

@@ -92,17 +92,18 @@ class ValidationReport:
 
         Returns:
             rows, images, samples, accepted, quarantined and reported (reason to number of samples),
-            left_out (reason to number of rows), leakage, duplicates, and in rejected the thresholds
-            that were exceeded: empty where the data can be used.
+            left_out (reason to number of rows), removed (identifiers, by kind), leakage, duplicates, and
+            in rejected the thresholds that were exceeded: empty where the data can be used.
         """
         by_severity: dict[str, dict[str, int]] = {"error": {}, "warning": {}}
         for reason in self.summary["reasons"]:
             by_severity[reason["severity"]][reason["reason"]] = reason["samples"]
         names = ("rows", "images", "samples", "accepted")
+        others = ("left_out", "removed", "leakage", "duplicates", "rejected")
         return {name: self.summary[name] for name in names} | {
             "quarantined": by_severity["error"],
             "reported": by_severity["warning"],
-            **{name: self.summary[name] for name in ("left_out", "leakage", "duplicates", "rejected")},
+            **{name: self.summary[name] for name in others},
         }
 
     def facts(self) -> dict[str, str | int | float]:

@@ -110,8 +110,9 @@ def _add_images(
     values = []
     for number in users["image_row"]:
         name = image[number]
-        value = note[number] or name if check.show == "image" else f"{name}: {shown[number]}"
-        values.append(value)
+        about = note[number] if check.show == "image" else shown[number]
+        named = not about or str(name) in str(about)
+        values.append(str(about or name) if named else f"{name}: {about}")
     findings.add(
         check, values, row=users["row"], sample_id=users["id"], image=users["image_row"].map(image),
         file=users["file"], row_in_file=users["row_in_file"],

@@ -244,7 +244,8 @@ def test_vqa_med_2019_under_the_file_names_of_mevf_is_not_taken_for_vqa_rad(tmp_
     ("make", "words"),
     [
         (lambda root: root / "none", "no such file or folder; vqa_rad needs"),
-        (lambda root: "nobody/data", "hf download nobody/data --repo-type dataset"),
+        (lambda root: "nobody/data", "no such file or folder in /.*; vqa_rad needs"),
+        (lambda root: "hf://nobody/data", "hf download nobody/data --repo-type dataset"),
         (lambda root: None, "data.path: is missing"),
         (lambda root: release(root, ROW) / RELEASE_FILE, "is a file of another kind; vqa_rad needs"),
         (lambda root: lone(root / "x.csv"), "holds x.csv; vqa_rad needs"),

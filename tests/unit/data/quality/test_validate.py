@@ -110,7 +110,7 @@ def test_a_health_record_sample_needs_no_image() -> None:
 
 BLANK = to_png(Image.new("L", (400, 300), 9))
 FAULTY_IMAGES: list[tuple[Row, str, str]] = [
-    (image("gone.png", None), "image file is missing", "the file is missing"),
+    (image("gone.png", None), "image file is missing", "gone.png: the file is missing"),
     (TEXT, "image cannot be read", "text.png: is none of PNG"),
     (image("cut.png", noise(2)[:-300]), "image cannot be read", "cut.png: cannot be decoded"),
     (image("empty.png", b""), "image cannot be read", "empty.png: "),
