@@ -273,7 +273,7 @@ class _Units:
         offsets = {key: number for number, key in enumerate(asked.rows)}
         if len(offsets) < len(asked.rows):  # equal rows: not worth telling them apart
             return
-        where = [offsets.get(key, -1) for key in old_rows]
+        where = [offsets.pop(key, -1) for key in old_rows]  # of equal old rows one stays
         taken = set(where)
         asked.new = [number for number in range(len(asked.rows)) if number not in taken]
         asked.old = Part.from_bytes(old).placed(where)

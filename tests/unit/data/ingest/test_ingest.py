@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from loky import get_reusable_executor
 
@@ -161,6 +161,8 @@ lines = st.lists(st.integers(0, 300), max_size=60)
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(lines, min_size=2, max_size=4))
+@example(steps=[[0, 0], [0]])
+@example(steps=[[0], [0, 0]])
 def test_an_ingest_after_any_changes_equals_a_fresh_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[list[int]]
 ) -> None:
