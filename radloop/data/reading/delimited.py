@@ -149,9 +149,10 @@ class _Table:
         if len(others) >= _MOST_LINES:
             return True
         alone = self._fields(first)
-        alike = sum(self._is_row(line, " " in alone[0]) for line in others)
+        told = [line for line in others if line.strip()]  # empty lines are in tables and texts alike
+        alike = sum(self._is_row(line, " " in alone[0]) for line in told)
         # A row of which nothing is missing but a quote has all its fields in its first line.
-        return 2 * alike > len(others) + (len(alone) < self.width)
+        return 2 * alike > len(told) + (len(alone) < self.width)
 
     def _is_row(self, line: str, has_space: bool) -> bool:
         """Whether a line reads as a row; text has spaces after and before commas, or decimals as "3,5"."""

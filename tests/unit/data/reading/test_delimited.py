@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from radloop.data.reading import read_delimited
@@ -112,6 +112,7 @@ def test_a_stray_quote_costs_no_other_row(tmp_path: Path, damaged: dict[int, str
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(cells=st.lists(st.text('",\n a', max_size=6), min_size=1, max_size=8))
+@example(cells=['"\n\n', '\n\n"'])
 def test_whatever_quotes_a_line_holds_the_rows_around_it_are_read(tmp_path: Path, cells: list[str]) -> None:
     lines = plain(60)
     for place, cell in enumerate(cells):
