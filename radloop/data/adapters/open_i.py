@@ -244,11 +244,12 @@ def _split(part: str, own: Any, notes: list[str]) -> str:
 
 
 def _images(folder: Path, candidates: Iterable[str], pattern: str) -> Path:
-    for name in candidates:
-        if next((folder / name).glob(pattern), None):
-            return folder / name
-    first = next(iter(candidates))
-    raise DataError(f"{folder}: has no images in '{first}'; unpack the data set's images there")
+    """Return the first of the folders that holds images; without any, the one where they belong.
+
+    The reports can be checked without the images, which validation then reports as missing.
+    """
+    found = (folder / name for name in candidates if next((folder / name).glob(pattern), None))
+    return next(found, folder / next(iter(candidates)))
 
 
 def _uid(row: dict[str | None, Any]) -> str:

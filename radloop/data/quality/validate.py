@@ -164,7 +164,7 @@ def _reasons(findings: pa.Table, remedies: dict[str, str]) -> list[dict[str, Any
     """Group the findings by reason, errors first, the commonest first."""
     grouped = findings.group_by(["severity", "reason"], use_threads=False).aggregate(
         [
-            ("row", "count"),
+            ("row", "count_distinct", pc.CountOptions(mode="only_valid")),
             ("image", "count_distinct"),
             ("file", "first"),
             ("row_in_file", "first"),
@@ -176,7 +176,7 @@ def _reasons(findings: pa.Table, remedies: dict[str, str]) -> list[dict[str, Any
             "severity": row["severity"],
             "reason": row["reason"],
             "remedy": remedies[row["reason"]],
-            "samples": row["row_count"],
+            "samples": row["row_count_distinct"],
             "images": row["image_count_distinct"],
             "example": f"{where(row['file_first'] or 'no sample', row['row_in_file_first'] or 0)}: "
             f"{row['value_first'] or 'empty'}",

@@ -455,3 +455,12 @@ def test_questions_without_their_images_are_quarantined_for_that_alone(
         item["reason"]: item["samples"] for item in report.summary["reasons"] if item["severity"] == "error"
     }
     assert errors == {"image file is missing": 15_292}
+
+
+def test_a_sample_with_two_faulty_images_counts_once() -> None:
+    gone = [image(f"gone{n}.png", None) for n in range(2)]
+    report = validate(Corpus.of([GOOD, *gone], [sample(1, *gone), sample(2, GOOD)]), LENIENT)
+    (missing,) = [item for item in report.summary["reasons"] if item["reason"] == "image file is missing"]
+    assert (missing["samples"], missing["images"]) == (1, 2)
+    assert report.counts()["quarantined"] == {"image file is missing": 1}
+    assert report.quarantine.num_rows == 2  # both are findings
