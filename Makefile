@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := serve,dev
+WORKERS ?= 2  # processes that test; each trains small models and needs some 2 GB
 
 .PHONY: demo test setup lint tiny-base clean
 
@@ -12,7 +13,7 @@ demo: setup
 	@$(BIN)/radloop run
 
 test: setup $(VENV)/.browser
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 setup: .radloop/.ready
 	@test -d .zen || { rm .radloop/.ready; $(MAKE) --no-print-directory .radloop/.ready; }

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from benchmarks._measure import checksum
 from radloop.config import DataConfig
 from radloop.data.corpus import SAMPLES, Corpus, EncodedImage
-from radloop.data.imaging import map_images, resize, to_png, to_rgb
+from radloop.data.imaging import map_images, resize, to_rgb
 from radloop.data.ingest import engines, ingest_and_count
-from radloop.data.prepared import PREPARED_IMAGES
+from radloop.data.prepared import PREPARED_IMAGES, prepared_image
 from radloop.data.storage import TableWriter
 
 
@@ -47,12 +47,12 @@ def main(adapter: str, path: str, workers: int, longest: int, out: str, pooled: 
 
 
 def _store_images(corpus: Corpus, longest: int, path: Path) -> None:
-    def work(image: EncodedImage) -> bytes:
-        return to_png(resize(to_rgb(image.data or b""), longest))
+    def work(image: EncodedImage) -> dict[str, Any]:
+        return prepared_image(image.id, resize(to_rgb(image.data or b""), longest))
 
     with TableWriter(path, PREPARED_IMAGES) as writer:
-        for image, png in map_images(corpus, work):
-            writer.write(pa.Table.from_pylist([{"id": image.id, "png": png}], PREPARED_IMAGES))
+        for _, row in map_images(corpus, work):
+            writer.write(pa.Table.from_pylist([row], PREPARED_IMAGES))
 
 
 def _store_texts(corpus: Corpus, path: Path) -> None:

@@ -11,6 +11,7 @@ from radloop import incumbency, preflight
 from radloop.answering import AnswerConfig
 from radloop.config import RunConfig
 from radloop.data.ingest import ingest as read_corpus
+from radloop.tiny_run import provide_data
 from steps.evaluate import evaluate
 from steps.finetune import finetune
 from steps.ingest import ingest
@@ -30,6 +31,7 @@ def _wire(config: dict[str, Any]) -> None:
     """
     run = RunConfig.parse(config, "parameters.config")
     preflight.packages()
+    provide_data(run)
     preflight.suites(run.validation)
     judge_name = preflight.judge(run.judge)
     base_sha256 = preflight.base(run)

@@ -13,6 +13,7 @@ import typer
 from radloop import workspace
 from radloop.config import DEFAULT_CONFIG, RunConfig
 from radloop.errors import ConfigError, RadloopError
+from radloop.tiny_run import shrink_file
 
 app = typer.Typer(
     help="From radiology images and questions to a promoted, served vision-language model, and around again.",
@@ -33,11 +34,18 @@ def _before_any_command() -> None:
 
 
 @app.command()
-def run(config: ConfigPath = DEFAULT_CONFIG) -> None:
+def run(
+    config: ConfigPath = DEFAULT_CONFIG,
+    tiny: Annotated[
+        bool,
+        typer.Option("--tiny", help="in small, offline: simulated data, a random model of the same family"),
+    ] = False,
+) -> None:
     """Run the training pipeline and print what came out."""
     from pipelines.train import train_pipeline
     from radloop import summary
 
+    config = shrink_file(config) if tiny else config
     finished = train_pipeline.with_options(config_path=str(config))()
     if finished is None:
         typer.echo("the orchestrator took the run; follow it in ZenML's dashboard")
@@ -146,6 +154,29 @@ def rollback(name: ModelName = DEFAULT_NAME) -> None:
     from radloop import registry
 
     typer.echo(f"{name} version {registry.rollback(name).version} is the champion again. {RESTART}")
+
+
+@app.command()
+def merge(
+    version: Annotated[int, typer.Argument(help="version number, see `radloop models`")],
+    folder: Annotated[Path, typer.Argument(help="new folder for the checkpoint")],
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; default: the one that the base computes in")
+    ] = None,
+    name: ModelName = DEFAULT_NAME,
+) -> None:
+    """Write a version as one stock checkpoint, adapter and base in one, checked to answer as the two do."""
+    from radloop import registry
+    from radloop.training import merging
+    from radloop.training.adapter import Adapter
+
+    adapter = Adapter.load(registry.adapter_folder(registry.version(name, version)))
+    found = merging.merge(adapter, folder, precision)
+    typer.echo(
+        f"{folder}: {name} version {version} in {found.precision}, for AutoModelForImageTextToText; its "
+        f"logits are within {found.max_difference:.1e} of base and adapter, rounding explains "
+        f"{found.tolerance:.1e}"
+    )
 
 
 @app.command()

@@ -25,6 +25,7 @@ from pydantic import (
 
 from radloop import workspace
 from radloop.errors import ConfigError
+from radloop.tiny_run import shrunk
 
 DEFAULT_CONFIG = Path("zenml_config.yaml")
 # Of ZenML's run configuration, what a config may say beside the parameters; ZenML ignores other keys.
@@ -168,6 +169,23 @@ class ModelConfig(Section):
     family: str = Field("llava", description="name in radloop.models.REGISTRY")
     base: str = Field("tiny", description="'tiny' (shipped with radloop), a folder, or a hub id")
     revision: str | None = Field(None, description="commit of the hub repository")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="what the weights must be, as base.json of an adapter has it; null: not checked"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = Field(
+        "auto",
+        description="of the frozen weights, LoRA's are always fp32; auto: fp32 on a CPU, bf16 on a GPU; nf4 "
+        "(double quantisation) and int8 need bitsandbytes, of which nf4 is the one to choose: answers in "
+        "int8 depend on what else is in the batch; fp16 needs a GPU",
+    )
+    max_pixels: Count | None = Field(
+        None, description="of an image, for families whose image size varies; null: as the processor has it"
+    )
+    tiny: bool = Field(
+        False,
+        description="random weights of the family's architecture in place of the base, made offline: to try "
+        "a config out; base, revision and sha256 are then not looked at",
+    )
 
 
 class FinetuneConfig(Section):
@@ -175,18 +193,84 @@ class FinetuneConfig(Section):
 
     rank: Count = Field(16, description="LoRA r")
     alpha: Count = Field(32, description="LoRA alpha")
-    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(rank) in place of alpha / rank")
+    use_dora: bool = Field(False, description="train magnitude and direction apart; slower")
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = Field(0.0, description="on what LoRA layers read")
+    neftune_alpha: Annotated[Number, Field(ge=0)] = Field(
+        0.0, description="noise on the embeddings of text tokens in training; 5 is usual, 0 is off"
+    )
     targets: tuple[str, ...] = Field(
-        ("attention", "mlp"), description="groups of language-model layers, as the family names them"
+        ("attention", "mlp"),
+        description="groups of layers to train, as the family names them, or single layers of them, such as "
+        "attention.q_proj",
     )
     epochs: Annotated[Number, Field(gt=0)] = 3.0
+    max_steps: Count | None = Field(None, description="length of the run in place of epochs")
     images_per_step: Count = Field(8, description="images whose questions form one batch")
+    tokens_per_pass: Count | None = Field(
+        4096,
+        description="tokens with padding in one forward pass, which bounds memory; a step has as many passes "
+        "as it needs and gives the same result; null: one pass",
+    )
+    max_tokens: Count | None = Field(
+        None,
+        description="of a sample with its images; an answer that does not fit is cut at its end; null: what "
+        "the model takes",
+    )
+    loss: Literal["token", "answer"] = Field(
+        "token",
+        description="what weighs the same in a step: every answer token, so that long answers weigh more, or "
+        "every answer, by the mean of its tokens",
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
+        "adamw", description="all but adamw need bitsandbytes; a CPU has no paged memory and does without"
+    )
     learning_rate: Annotated[Number, Field(gt=0)] = 3e-3
-    warmup: Fraction = Field(0.03, description="share of steps")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = Field(0.03, description="share of steps")
+    warmup_steps: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] | None = Field(
+        None, description="in place of warmup"
+    )
     weight_decay: Annotated[Number, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: less memory, about a third slower"
+    )
     share_prefix: bool = Field(True, description="pack the questions of an image behind one prefix")
+    cache_features: bool | None = Field(
+        None,
+        description="compute the features of an image once; null: where neither targets nor augment change "
+        "them",
+    )
+    augment: bool = Field(
+        False, description="turn images by up to 5 degrees, vary brightness and contrast; never flip them"
+    )
+    validate_every: Count | None = Field(None, description="steps; null: at the end of each epoch")
+    best_by: Literal["last", "validation_loss", "exact_match"] = Field(
+        "last", description="which weights are kept; exact_match answers the validation questions each time"
+    )
+    patience: Count | None = Field(
+        None,
+        description="validations without improvement after which training stops, by best_by (last: by "
+        "validation_loss); null: never",
+    )
+    checkpoint_every: Count | None = Field(
+        None, description="steps; null: as rarely as it takes to cost no more than 1 % of the time"
+    )
+    launch: Path | None = Field(
+        None,
+        description="config file of accelerate, such as configs/accelerate/multi_gpu.yaml, to train in the "
+        "processes that it names; null: in this process",
+    )
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if self.cache_features and self.augment:
+            raise ValueError(
+                "got cache_features: true with augment: true, but an augmented image is another one each "
+                "epoch; set cache_features to null or augment to false"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -251,6 +335,11 @@ class RunConfig(Section):
     judge: JudgeConfig = JudgeConfig()
     promotion: PromotionConfig = PromotionConfig()
     schedule: ScheduleConfig | None = None
+    tiny: bool = Field(
+        False,
+        description="the same run in small, offline: phantoms in the same layout, a random model of the "
+        "same family, few steps; its scores mean nothing",
+    )
 
     @classmethod
     def parse(cls, values: Any, where: str) -> RunConfig:
@@ -272,7 +361,7 @@ class RunConfig(Section):
                 f"{where}: {len(faults)} fault{'s' * (len(faults) != 1)} in the run config\n"
                 + "\n".join(f"  - {fault}" for fault in faults)
             )
-        return config
+        return shrunk(config) if config.tiny else config
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:

@@ -38,7 +38,7 @@ def resolve(run: RunConfig, fingerprint: str, base_sha256: str) -> tuple[str, di
         "incumbent": incumbent,
         "split": run.preprocess.split,
         "dataset": " + ".join(source.adapter for source in run.data.sources),
-        "base": run.model.base,
+        "base": f"tiny-{run.model.family}" if run.model.tiny else run.model.base,
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,29 +14,26 @@ import yaml
 
 from radloop.config import DataConfig, JudgeConfig, RunConfig, SourceConfig, ValidationConfig
 from radloop.errors import ConfigError, DataError, RadloopError
+from radloop.tiny_run import provide_data
 
 if TYPE_CHECKING:
+    from radloop.data.prepared import PreparedData
     from radloop.data.quality import ValidationReport
 
 
 def base(config: RunConfig) -> str:
-    """Find the base model, and the layers that LoRA is to train in it.
+    """Find the base model, and make sure that it can be trained as the config says.
 
     Returns:
         The SHA-256 of its weights: another base under the same name is another input.
 
     Raises:
         ModelError: There is no such base, or it cannot be used.
-        ConfigError: The family has no such group of layers.
+        ConfigError: Settings that cannot work with each other, the family or this machine.
     """
-    from radloop import models  # brings torch, which checking data does not need
+    from radloop.training import preview  # brings torch, which checking data does not need
 
-    known = models.get_family(config.model.family).targets
-    if unknown := [name for name in config.finetune.targets if name not in known]:
-        raise ConfigError(
-            f"finetune.targets: unknown {', '.join(map(repr, unknown))}; known: {', '.join(known)}"
-        )
-    return models.find(config.model)[1].sha256
+    return preview.require_trainable(config.model, config.finetune)
 
 
 def judge(config: JudgeConfig) -> str:
@@ -91,16 +90,37 @@ def check_config(path: Path, folder: Path | None = None) -> None:
 
     settings = RunConfig.read(path)
     packages()
-    suites(settings.validation)
-    judge(settings.judge)
-    base(settings)
-    corpus = ingest(settings.data)
+    provide_data(settings)
+    corpus = _all_of(
+        partial(suites, settings.validation),
+        partial(judge, settings.judge),
+        partial(base, settings),
+        partial(ingest, settings.data),
+    )
     report = validate(corpus, settings.validation)
     _show(report)
     _write(report, folder)
     report.require_accepted()
     prepared = preprocess(corpus, report, settings.preprocess, settings.seed)
     click.echo("splits: " + ", ".join(f"{name} {count:,}" for name, count in prepared.counts().items()))
+    _show_training(prepared, settings)
+
+
+def _all_of(*parts: Callable[[], Any]) -> Any:
+    """Do all parts and return what the last one gives; an error has the messages of all that failed."""
+    result, failed = None, []
+    for part in parts:
+        try:
+            result = part()
+        except RadloopError as error:
+            failed.append(error)
+    if len(failed) > 1:
+        raise RadloopError(
+            "\n".join([f"{len(failed)} faults", *(f"  - {error.message}" for error in failed)])
+        )
+    if failed:
+        raise failed[0]
+    return result
 
 
 def check_dataset(
@@ -141,6 +161,13 @@ def check_dataset(
     else:
         _show(report)
     return not report.summary["rejected"]
+
+
+def _show_training(data: PreparedData, settings: RunConfig) -> None:
+    from radloop.training import preview
+
+    for line in preview.preview(data, settings.model, settings.finetune, settings.seed):
+        click.echo(line)
 
 
 def _parsed(options: list[str]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ that `zenml`, `mlflow`, `bentoml` and `radloop` typed in that environment all me
 from __future__ import annotations
 
 import os
+import re
 import site
 import sys
 import tempfile
 from pathlib import Path
 
-from radloop.errors import RadloopError
+from radloop.errors import ConfigError, RadloopError
 
 FOREIGN = ("ZENML_STORE_", "ZENML_ACTIVE_", "ZENML_LOCAL_STORES_PATH", "ZENML_REPOSITORY_PATH")
 DEFAULTS = {"RADLOOP_DATA": "../shared/data"}  # environment variables of configs that have a default
@@ -41,6 +42,26 @@ def require_writable() -> None:
             f"{folder}: cannot be written ({error.strerror}); radloop keeps its state there: "
             "give this user the right to write it, or name another folder in RADLOOP_HOME"
         ) from None
+
+
+def features() -> Path:
+    """Where image features are kept; it can be deleted at any time."""
+    return home() / "features"
+
+
+def feature_bytes() -> int:
+    """How much image features may take on disk: RADLOOP_FEATURES_GB (10^9 bytes), or else 20 GB.
+
+    Raises:
+        ConfigError: The variable is not a number >= 0; 0 keeps none.
+    """
+    given = os.environ.get("RADLOOP_FEATURES_GB", "20")
+    if not re.fullmatch(r"\d+(\.\d*)?", given):
+        raise ConfigError(
+            f"RADLOOP_FEATURES_GB: got {given!r}; set it to how many GB image features may take on disk, "
+            "such as 20, or to 0 to keep none"
+        )
+    return int(float(given) * 1e9)
 
 
 def variables(folder: Path) -> dict[str, str]:

@@ -70,6 +70,7 @@ def make_adapter(folder: Path, model: ModelConfig, seed: int = 0) -> Path:
 
     from radloop import models
     from radloop.training.adapter import Adapter, with_lora
+    from radloop.training.merging import standard_probe, verify_merge
 
     torch.manual_seed(seed)
     loaded = with_lora(models.load(model), FinetuneConfig(rank=4))
@@ -77,7 +78,8 @@ def make_adapter(folder: Path, model: ModelConfig, seed: int = 0) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     folder.mkdir()
-    Adapter.of(loaded, model, {"history": [], "settings": {}}).save(folder)
+    merge = verify_merge(loaded, standard_probe(loaded)).facts()
+    Adapter.of(loaded, model, {"history": [], "settings": {}, "merge": merge}).save(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,10 +17,18 @@ from PIL import Image
 
 from radloop import html
 from radloop.data.corpus import SAMPLES
-from radloop.data.imaging import resize, to_png
+from radloop.data.imaging import pixel_hash, resize, to_png
 from radloop.data.splits import SPLITS
 
-PREPARED_IMAGES = pa.schema([("id", pa.string()), ("png", pa.binary())])  # 8-bit RGB
+PREPARED_IMAGES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("png", pa.binary()),  # 8-bit RGB
+        ("width", pa.int32()),  # pixels
+        ("height", pa.int32()),
+        ("pixels", pa.string()),  # `pixel_hash`: the same picture in another file, or after another run
+    ]
+)
 HELD_OUT = "held out"  # published as test, lies on images of the clean train or validation split
 PREPARED_SAMPLES = pa.schema(
     [
@@ -59,6 +67,16 @@ class PreparedData:
         """Decode one image; an unknown id is a KeyError."""
         data = self.images["png"][self._row_of_image[image_id]].as_py()
         return Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB")
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Return an image's width and height in pixels; an unknown id is a KeyError."""
+        row = self._row_of_image[image_id]
+        return self.images["width"][row].as_py(), self.images["height"][row].as_py()
+
+    def pixel_hash(self, image_id: str) -> str:
+        """Return what tells an image's content again; an unknown id is a KeyError."""
+        found: str = self.images["pixels"][self._row_of_image[image_id]].as_py()
+        return found
 
     def split(self, name: str) -> pa.Table:
         """Return the samples of one split, in the corpus' order."""
@@ -135,6 +153,17 @@ class PreparedData:
 
     def _thumbnail(self, image_ids: list[str]) -> bytes | None:
         return to_png(resize(self.image(image_ids[0]), _CARD_PIXELS)) if image_ids else None
+
+
+def prepared_image(image_id: str, picture: Image.Image) -> dict[str, Any]:
+    """Return the row of `PREPARED_IMAGES` of an RGB image."""
+    return {
+        "id": image_id,
+        "png": to_png(picture),
+        "width": picture.width,
+        "height": picture.height,
+        "pixels": pixel_hash(picture),
+    }
 
 
 def _clip(text: str) -> str:

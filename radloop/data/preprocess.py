@@ -12,9 +12,16 @@ import pyarrow.feather as feather
 
 from radloop.config import PreprocessConfig
 from radloop.data.corpus import Corpus, EncodedImage
-from radloop.data.imaging import map_images, resize, to_png, to_rgb
+from radloop.data.imaging import map_images, resize, to_rgb
 from radloop.data.pictures import pictures_of
-from radloop.data.prepared import HELD_OUT, PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData, key_hash
+from radloop.data.prepared import (
+    HELD_OUT,
+    PREPARED_IMAGES,
+    PREPARED_SAMPLES,
+    PreparedData,
+    key_hash,
+    prepared_image,
+)
 from radloop.data.quality.report import ValidationReport
 from radloop.data.splits import SPLITS, connected, stratified
 from radloop.data.storage import TableWriter, scratch_folder
@@ -64,15 +71,16 @@ def preprocess(
 
 
 def _prepared_images(corpus: Corpus, samples: Rows, size: int) -> pa.Table:
-    def work(image: EncodedImage) -> bytes:
-        return to_png(resize(to_rgb(image.data or b"", frame=image.frame, window=image.window), size))
+    def work(image: EncodedImage) -> dict[str, Any]:
+        picture = resize(to_rgb(image.data or b"", frame=image.frame, window=image.window), size)
+        return prepared_image(image.id, picture)
 
     used = pa.array(sorted({image_id for sample in samples for image_id in sample["image_ids"]}), pa.string())
     in_use = corpus.images.filter(pc.is_in(corpus.images["id"], used)).sort_by("id")
     path = scratch_folder() / "images.arrow"
     with TableWriter(path, PREPARED_IMAGES) as writer:
-        for image, png in map_images(Corpus(in_use, corpus.samples, corpus.fingerprint), work):
-            writer.write(pa.Table.from_pylist([{"id": image.id, "png": png}], schema=PREPARED_IMAGES))
+        for _, row in map_images(Corpus(in_use, corpus.samples, corpus.fingerprint), work):
+            writer.write(pa.Table.from_pylist([row], schema=PREPARED_IMAGES))
     return feather.read_table(path, memory_map=True)
 
 

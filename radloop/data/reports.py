@@ -70,6 +70,9 @@ class ReportOptions(BaseModel):
     context: tuple[Literal["examination", "indication", "history", "technique", "comparison"], ...] = Field(
         (), description="sections that are given beside the images"
     )
+    max_images: int | None = Field(
+        None, ge=1, description="images that are given of a study, frontal ones first; null: all"
+    )
 
     def answer(self, found: Mapping[str, str]) -> str:
         """Return the text to be written, "" where the report lacks it; `found` is as `sections` gives it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -107,16 +108,16 @@ def _examples(data: PreparedData, predictions: pa.Table, seed: int) -> tuple[lis
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for row in predictions.to_pylist():
         rows.setdefault(row["sample_id"], {})[row["system"]] = row
-    cards: dict[bool, list[tuple[bytes, str]]] = {True: [], False: []}
-    used: set[tuple[bool, str]] = set()
+    cards: dict[bool, list[tuple[bytes | None, str]]] = {True: [], False: []}
+    used: dict[bool, set[str]] = {True: set(), False: set()}
     for sample in seeded_order(list(rows), seed):
         systems = rows[sample]
         tuned = systems[TUNED]
         right = tuned["exact_match"] == 1
-        place = (right, tuned["image_id"])
-        if place not in used and len(cards[right]) < _EXAMPLES[right]:
-            used.add(place)
-            cards[right].append((_thumbnail(data.image(tuned["image_id"])), _caption(systems)))
+        if used[right].isdisjoint(tuned["image_ids"]) and len(cards[right]) < _EXAMPLES[right]:
+            used[right].update(tuned["image_ids"])
+            images = [data.image(image_id) for image_id in tuned["image_ids"]]
+            cards[right].append((_thumbnails(images) if images else None, _caption(systems)))
     return cards[True], cards[False]
 
 
@@ -132,11 +133,18 @@ def _caption(systems: dict[str, dict[str, Any]]) -> Markup:
     return Markup("\n").join(lines)
 
 
-def _thumbnail(image: Image.Image) -> bytes:
-    image = image.copy()
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+def _thumbnails(images: list[Image.Image]) -> bytes:
+    """Return one picture (PNG) of all images of a question, in rows about as many as columns."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    side = min(_THUMBNAIL, max(max(image.size) for image in images))
+    sheet = Image.new("RGB", (columns * side, rows * side))
+    for number, image in enumerate(images):
+        image.thumbnail((side, side))
+        left, top = number % columns * side, number // columns * side
+        sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    sheet.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -153,6 +161,7 @@ def _method(metrics: dict[str, Any]) -> Markup:
             "are paired: both systems on the same questions.",
             "Blind guess: the most frequent answer of the training split to the same question, else to its "
             "type. Wrong images: every image is replaced by one of another group; a model that looks must "
-            "get worse. It may keep the points that the two images' answers have in common.",
+            "get worse. It may keep the points that the two images' answers have in common. A question "
+            "without an image stays as it is.",
         )
     )

@@ -23,8 +23,8 @@ PREDICTIONS = pa.schema(
         ("split", pa.string()),  # "test", or "held out" for what is scored as published only
         ("published_test", pa.bool_()),
         ("group", pa.string()),
-        ("image_id", pa.string()),  # that the question is about
-        ("shown_image_id", pa.string()),  # that the system saw; null for blind
+        ("image_ids", pa.list_(pa.string())),  # that the question is about, in the order of the prompt
+        ("shown_image_ids", pa.list_(pa.string())),  # that the system saw; null for blind
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),
         ("question_type", pa.string()),
@@ -60,19 +60,21 @@ def predict(
 
     Returns:
         Table of schema `PREDICTIONS`, one row a system and sample, systems in the order of
-        `SYSTEMS`, samples in the order of the data. "shuffled" is missing where the test
-        split has a single image.
+        `SYSTEMS`, samples in the order of the data. "shuffled" is missing where there are fewer
+        than two images; a sample without any is asked as it is.
     """
     samples = data.asked()
-    own = [ids[0] for ids in samples["image_ids"].to_pylist()]
-    other = shuffle_images(dict(zip(own, samples["group"].to_pylist(), strict=True)), seed)
+    own: list[list[str]] = samples["image_ids"].to_pylist()
+    groups = zip(own, samples["group"].to_pylist(), strict=True)
+    other = shuffle_images({image: group for of_sample, group in groups for image in of_sample}, seed)
     tables = {BLIND: _rows(samples, BLIND, BlindMajority(data.split("train")).answer(samples))}
     for name, open_engine in systems.items():
         engine = open_engine()
         tables[name] = _ask(engine, data, samples, name, own, config)
         if name == TUNED and other is not None:
-            shown = [other[image] for image in own]
+            shown = [[other[image] for image in of_sample] for of_sample in own]
             tables[SHUFFLED] = _ask(engine, data, samples, SHUFFLED, shown, config)
+        del engine  # or it would stay in memory while the next one is loaded
     return pa.concat_tables([tables[name] for name in SYSTEMS if name in tables])
 
 
@@ -81,14 +83,14 @@ def _ask(
     data: PreparedData,
     samples: pa.Table,
     system: str,
-    shown: list[str],
+    shown: list[list[str]],
     config: EvaluationConfig,
 ) -> pa.Table:
-    """Answer all samples, each on its image of `shown`."""
+    """Answer all samples, each on its images of `shown`."""
     from radloop.inference import Request
 
     prompts = samples["prompt"].to_pylist()
-    requests = [Request(image, prompt) for image, prompt in zip(shown, prompts, strict=True)]
+    requests = [Request((*images,), prompt) for images, prompt in zip(shown, prompts, strict=True)]
     answers = engine.answer(_Pictures(data), requests, max_new_tokens=config.max_new_tokens)
     confidences = [answer.confidence for answer in answers]
     return _rows(samples, system, [answer.text for answer in answers], shown, confidences)
@@ -114,20 +116,18 @@ def _rows(
     samples: pa.Table,
     system: str,
     texts: list[str],
-    shown: list[str] | None = None,
+    shown: list[list[str]] | None = None,
     confidences: list[float] | None = None,
 ) -> pa.Table:
     answers = samples["answers"].to_pylist()
     columns: dict[str, Any] = {
         "sample_id": samples["id"],
-        "image_id": [ids[0] for ids in samples["image_ids"].to_pylist()],
-        "shown_image_id": shown or [None] * len(texts),
+        "shown_image_ids": shown or [None] * len(texts),
         "system": [system] * len(texts),
         "prediction": texts,
         "confidence": confidences or [None] * len(texts),
     }
-    for name in ("split", "published_test", "group", "question", "answers", "question_type", "answer_type"):
-        columns[name] = samples[name]
+    columns |= {name: samples[name] for name in PREDICTIONS.names if name in samples.column_names}
     for name in REGISTRY:
         metric = get_metric(name)
         columns[name] = [metric(text, known) for text, known in zip(texts, answers, strict=True)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from radloop import workspace
 from radloop.config import EvaluationConfig, ModelConfig
 from radloop.evaluation.page import render
 from radloop.evaluation.predict import BASE, CHAMPION, TUNED, Answerer, predict
@@ -64,4 +65,5 @@ def _open_engine(model: ModelConfig, adapter: Path | None, batch_images: int) ->
     from radloop.inference import Engine  # brings torch, which reading a report does not need
 
     # A champion may have been trained on another base than the challenger.
-    return Engine(Adapter.load(adapter).base if adapter else model, adapter, batch_images)
+    base = Adapter.load(adapter).base if adapter else model
+    return Engine(base, adapter, batch_images, features=workspace.features())

@@ -42,7 +42,7 @@ def score(predictions: pa.Table, config: EvaluationConfig, seed: int) -> dict[st
     metrics: dict[str, Any] = {
         "n": frame.num_rows,
         "num_groups": len(groups),
-        "num_images": len(pc.unique(frame["image_id"])),
+        "num_images": len(pc.unique(pc.list_flatten(frame["image_ids"]))),
         "confidence_level": config.confidence,
         "intervals": {},
     }

@@ -1,8 +1,7 @@
-"""Keys and values of prompt heads with their image, kept for the next question about the image."""
+"""Keys and values of prompt heads with their images, kept for the next question about the images."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -10,10 +9,14 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
+from radloop.data.imaging import pixel_hash
+from radloop.inference.decoding import layout_of_heads
+from radloop.models.feature_cache import FeatureCache
 from radloop.models.loading import Loaded
+from radloop.models.packing import Group, Head
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values, each (1, heads, tokens, channels)
-Key = tuple[str, tuple[int, ...]]  # hash of the image, token ids of the head
+Key = tuple[tuple[str, ...], Head]  # hashes of the images, and the head
 
 _KEPT_BYTES = 256 * 2**20
 
@@ -25,17 +28,29 @@ class Prefixes:
     processing, vision layers, projector, and the language model over the head.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, features: FeatureCache) -> None:
         self._loaded = loaded
+        self._features = features
         self._kept: OrderedDict[Key, Layers] = OrderedDict()
         self._kept_bytes = 0
 
-    def get(self, images: Sequence[Image.Image], heads: Sequence[tuple[int, ...]]) -> DynamicCache:
-        """Return the cache of these images behind heads of one length, one row an image."""
-        keys = [(_content_hash(image), head) for image, head in zip(images, heads, strict=True)]
-        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._kept}
+    def get(self, images: Sequence[Sequence[Image.Image]], groups: Sequence[Group]) -> DynamicCache:
+        """Return the cache of the groups' heads, which are of one length, a row a group.
+
+        Args:
+            images: RGB images of each group.
+            groups: Whose heads are wanted.
+        """
+        keys = [
+            (tuple(map(pixel_hash, of_group)), group.head)
+            for of_group, group in zip(images, groups, strict=True)
+        ]
+        new = {key: place for place, key in enumerate(keys) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        found |= self._compute(new) if new else {}
+        if new:
+            shown = [images[place] for place in new.values()]
+            computed = self._compute(list(new), shown, [groups[place] for place in new.values()])
+            found |= dict(zip(new, computed, strict=True))
         for key in found:
             self._keep(key, found[key])
         per_layer = zip(*(found[key] for key in keys), strict=True)
@@ -43,22 +58,20 @@ class Prefixes:
             [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in per_layer]
         )
 
-    def _compute(self, new: dict[Key, Image.Image]) -> dict[Key, Layers]:
+    def _compute(
+        self, keys: Sequence[Key], images: Sequence[Sequence[Image.Image]], groups: Sequence[Group]
+    ) -> list[Layers]:
         loaded = self._loaded
-        features = loaded.encode(list(new.values()))
+        flat = [image for of_group in images for image in of_group]
+        hashes = [pixel_hash for of_group, _ in keys for pixel_hash in of_group]
+        features = self._features(hashes, flat.__getitem__)
         cache = DynamicCache()
-        loaded.model(
-            input_ids=torch.tensor([head for _, head in new], device=loaded.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **loaded.family.image_inputs(loaded.base_model, features),
-        )
+        loaded.family.logits(loaded.model, layout_of_heads(groups, loaded.device), features, cache=cache)
         # Copies, since a view of one image would keep the whole batch in memory.
-        return {
-            key: [(k[row : row + 1].clone(), v[row : row + 1].clone()) for k, v, *_ in cache]
-            for row, key in enumerate(new)
-        }
+        return [
+            [(k[row : row + 1].clone(), v[row : row + 1].clone()) for k, v, *_ in cache]
+            for row in range(len(groups))
+        ]
 
     def _keep(self, key: Key, layers: Layers) -> None:
         if key not in self._kept:
@@ -71,7 +84,3 @@ class Prefixes:
 
 def _num_bytes(layers: Layers) -> int:
     return sum(k.nbytes + v.nbytes for k, v in layers)
-
-
-def _content_hash(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()

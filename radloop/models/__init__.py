@@ -9,14 +9,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from radloop.config import ModelConfig
 from radloop.errors import ConfigError
 
 if TYPE_CHECKING:
-    from radloop.models.loading import BaseReference, Family, Loaded
+    from radloop.config import ModelConfig
+    from radloop.models.family import Family
+    from radloop.models.loading import BaseReference, Loaded
 
 REGISTRY: dict[str, str] = {
+    "blip": "radloop.models.blip:Blip",
+    "fuyu": "radloop.models.fuyu:Fuyu",
+    "gemma3": "radloop.models.gemma3:Gemma3",
+    "idefics3": "radloop.models.idefics3:Idefics3",
     "llava": "radloop.models.llava:Llava",
+    "llava_next": "radloop.models.llava_next:LlavaNext",
+    "mllama": "radloop.models.mllama:Mllama",
+    "qwen2_5_vl": "radloop.models.qwen2_5_vl:Qwen25VL",
+    "qwen2_vl": "radloop.models.qwen2_vl:Qwen2VL",
+    "qwen3_vl": "radloop.models.qwen3_vl:Qwen3VL",
+    "smolvlm": "radloop.models.smolvlm:SmolVLM",
 }
 
 

@@ -2,61 +2,67 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from radloop.config import ModelConfig
 from radloop.errors import ModelError
+from radloop.models.base_files import (
+    check_files,
+    config_sha256,
+    is_from_hub,
+    locate,
+    name_of,
+    weights_sha256,
+)
+from radloop.models.checkpoint_files import listed, read_json
+from radloop.models.family import Family, Features, base_of
+from radloop.models.precision import QUANTIZED, choose_precision, keep_trainable, precision_options
 from radloop.models.prompts import Prompts
 
 # Says on import, which PEFT does, that it lacks a kernel for 4-bit weights.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-_LOADING_FAULTS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-
-
-class Family(Protocol):
-    """What training and inference need to know about a kind of model, beyond stock Transformers."""
-
-    model_type: str  # as in the model's config.json
-    targets: Mapping[str, str]  # group of layers -> regular expression over full module names
-
-    def pixels(self, processor: Any, images: list[Image.Image]) -> torch.Tensor:
-        """Return the processor's `pixel_values` of RGB images, float, shape (images, ...)."""
-
-    def encode(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
-        """Return what the frozen vision layers make of `pixels`, shape (images, tokens, channels)."""
-
-    def image_inputs(self, model: Any, features: torch.Tensor) -> dict[str, Any]:
-        """Return the arguments of the model's forward that put `encode`'s features in the text."""
+LOADING_FAULTS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+    *(SafetensorError, StrictDataclassError),
+)
+# What an adapter's settings may say. By others PEFT imports modules, fetches files or changes base weights.
+_LORA_SETTINGS = frozenset(
+    {
+        *("peft_type", "peft_version", "auto_mapping", "task_type", "inference_mode"),
+        *("base_model_name_or_path", "revision", "target_modules"),
+        *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
+    }
+)
 
 
 @dataclass(frozen=True)
 class BaseReference:
-    """Which base model an adapter belongs to.
+    """Which base model an adapter belongs to: two of equal hashes answer alike.
 
     Attributes:
-        name: 'tiny', the hub id, or the last part of the folder's name.
-        revision: Commit of the hub repository; None for 'tiny' and folders.
-        sha256: Over the safetensors files: what decides whether two bases are the same.
+        name: 'tiny', 'tiny-FAMILY', the hub id, or the last part of the folder's name.
+        revision: Commit of the hub repository; None where it is not from the hub.
+        sha256: Over the safetensors files.
+        config_sha256: Over config.json; None of a model made in memory.
     """
 
     name: str
     revision: str | None
     sha256: str
+    config_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,19 @@ class Loaded:
     family: Family
     prompts: Prompts
     reference: BaseReference
+    precision: str = "fp32"  # of the frozen weights, see `ModelConfig.precision`
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether an adapter can be merged into the weights without their rounding it away."""
+        return self.precision == "fp32"
+
+    @property
+    def mixed_precision(self) -> str:
+        """In which precision training computes beside the weights' own, as accelerate names it."""
+        if self.device.type == "cpu" or self.precision == "fp32":
+            return "no"
+        return "fp16" if self.precision == "fp16" else "bf16"
 
     @property
     def device(self) -> torch.device:
@@ -77,28 +96,44 @@ class Loaded:
     @property
     def base_model(self) -> Any:
         """The Transformers model itself, with or without LoRA layers in it."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        return base_of(self.model)
 
-    def encode(self, images: list[Image.Image]) -> torch.Tensor:
-        """Return the vision features of RGB images, shape (images, tokens, channels), model's dtype.
+    def encode(self, images: Sequence[Image.Image]) -> list[Features]:
+        """Return the features of RGB images, in the model's dtype, computed without gradient.
 
         Raises:
             ModelError: The processor announces another number of image tokens than there are.
         """
-        pixels = self.family.pixels(self.processor, images).to(self.device, self.base_model.dtype)
         training = self.model.training
         self.model.eval()  # frozen layers have no randomness, whatever the rest is doing
-        with torch.no_grad():
-            features = self.family.encode(self.base_model, pixels)
-        self.model.train(training)
-        if features.shape[1] != self.prompts.num_image_tokens:
-            announced = self.prompts.num_image_tokens
-            raise ModelError(
-                f"base model {self.reference.name}: the processor makes {announced} tokens of an image, the "
-                f"model {features.shape[1]}; mend num_additional_image_tokens, patch_size or "
-                "vision_feature_select_strategy in its processor_config.json"
-            )
+        try:
+            with torch.no_grad():
+                return self.encode_in_graph(images)
+        finally:
+            self.model.train(training)
+
+    def encode_in_graph(self, images: Sequence[Image.Image]) -> list[Features]:
+        """Return the features as `encode`, for layers before them that are trained: with gradient."""
+        inputs = [
+            {name: self._moved(tensor) for name, tensor in self.family.read(self.processor, image).items()}
+            for image in images
+        ]
+        features = self.family.encode(self.base_model, inputs) if inputs else []
+        for image, found in zip(images, features, strict=True):
+            announced = sum(self.prompts.placement(image.size).runs)
+            made = self.family.num_image_tokens(found)
+            if made is not None and made != announced:
+                raise ModelError(
+                    f"base model {self.reference.name}: the processor makes {announced} tokens of an image "
+                    f"of {image.width} x {image.height} pixels, the model {made}; mend its "
+                    "processor_config.json (of a LLaVA: num_additional_image_tokens, patch_size or "
+                    "vision_feature_select_strategy)"
+                )
         return features
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        dtype = self.base_model.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(self.device, dtype)
 
 
 def load(config: ModelConfig, adapter: Path | None) -> Loaded:
@@ -106,104 +141,61 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     from radloop.models import get_family
 
     family = get_family(config.family)
+    precision = choose_precision(config, family)
     folder, reference = find(config)
-    on_gpu = torch.cuda.is_available()
-    processors: Any = transformers.AutoProcessor
+    classes: Any = transformers.AutoModelForImageTextToText
     stock: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with _without_progress_bars():
-            model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            model, found = classes.from_pretrained(
                 folder,
                 use_safetensors=True,
-                dtype=torch.bfloat16 if on_gpu else torch.float32,
-                attn_implementation="sdpa",  # takes the 4-D masks of shared prefixes
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
+                attn_implementation=family.attention,
+                **precision_options(precision, family),
                 **stock,
             )
-            processor = processors.from_pretrained(folder, **stock)
-    except _LOADING_FAULTS as error:
+            processor = family.load_processor(folder)
+            keep_trainable(model)
+    except LOADING_FAULTS as error:
         raise ModelError(
-            f"base model {config.base}: cannot be loaded: {' '.join(str(error).split())}"
+            f"base model {reference.name}: cannot be loaded: {' '.join(str(error).split())}"
         ) from error
+    _require_same(
+        f"base model {reference.name}: its weights are not those of its config.json",
+        missing=found["missing_keys"],
+        unknown=found["unexpected_keys"],
+        misshapen={name for name, *_ in found["mismatched_keys"]},
+        hint="mend config.json, or fetch the files again",
+    )
+    if config.max_pixels is not None:
+        family.limit_pixels(processor, config.max_pixels)
     if adapter is not None:
         model = _with_adapter(model, adapter, reference)
-    model.to("cuda" if on_gpu else "cpu").eval()
-    return Loaded(model, processor, family, Prompts.of(processor, model), reference)
+    if precision not in QUANTIZED:  # those are loaded where they are to stay
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+    prompts = Prompts.of(family, processor, model.eval())
+    return Loaded(model, processor, family, prompts, reference, precision)
 
 
 def find(config: ModelConfig) -> tuple[Path, BaseReference]:
     """See `radloop.models.find`."""
     from radloop.models import get_family
 
-    folder = _locate(config)
-    _check(folder, get_family(config.family), config)
+    family = get_family(config.family)
+    folder = locate(config, family)
+    check_files(folder, family, config)
     # The commit is the name of the folder that the hub's client keeps a snapshot in.
-    from_hub = config.base != "tiny" and not Path(config.base).is_dir()
-    name = config.base if from_hub or config.base == "tiny" else Path(config.base).resolve().name
-    return folder, BaseReference(name, folder.name if from_hub else None, _weights_sha256(folder))
-
-
-def _locate(config: ModelConfig) -> Path:
-    """Return the folder that holds the base, fetched from the hub if it has to be."""
-    if config.base == "tiny":
-        from radloop.models.tiny_base import tiny_base_folder
-
-        return tiny_base_folder()
-    folder = Path(config.base)
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or config.base.startswith(".") or config.base.count("/") != 1:
-        raise ModelError(
-            f"base model {config.base}: there is no such folder; give 'tiny', a folder, or a hub id such as "
-            "'llava-hf/llava-1.5-7b-hf'"
-        )
-    import httpx
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(config.base, revision=config.revision, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError, httpx.HTTPError) as error:
-        raise ModelError(
-            f"base model {config.base}: is no folder here and cannot be fetched from the hub "
-            f"({type(error).__name__}); give a local folder with its config.json and safetensors files"
-        ) from error
-
-
-def _check(folder: Path, family: Family, config: ModelConfig) -> None:
-    """Refuse what cannot or must not be loaded, in words of files rather than of Transformers."""
-    try:
-        content = json.loads((folder / "config.json").read_text())
-        model_type = content.get("model_type") if isinstance(content, dict) else None
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"base model {config.base}: {folder / 'config.json'} cannot be read ({error})"
-        ) from None
-    if model_type != family.model_type:
-        raise ModelError(
-            f"base model {config.base}: is of type {model_type!r}, but model.family {config.family!r} needs "
-            f"{family.model_type!r}"
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-        found = (
-            f"only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "no weights"
-        )
-        raise ModelError(
-            f"base model {config.base}: has {found}; radloop loads *.safetensors only, save it with "
-            "save_pretrained once"
-        )
-
-
-def _weights_sha256(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    revision = folder.name if is_from_hub(config) else None
+    return folder, BaseReference(
+        name_of(config), revision, weights_sha256(folder, config), config_sha256(folder)
+    )
 
 
 def _with_adapter(model: Any, folder: Path, reference: BaseReference) -> Any:
     """Return `model` with the LoRA layers of `folder` in it."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     missing = [
         name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()
@@ -212,19 +204,76 @@ def _with_adapter(model: Any, folder: Path, reference: BaseReference) -> Any:
         raise ModelError(
             f"adapter {folder}: lacks {' and '.join(missing)}; give a folder that finetune has written"
         )
+    _require_lora(folder)
     if (folder / "base.json").is_file():
-        trained_on = json.loads((folder / "base.json").read_text())
-        if trained_on["sha256"] != reference.sha256:
-            raise ModelError(
-                f"adapter {folder}: was trained on base {trained_on['name']} with weights "
-                f"{trained_on['sha256'][:16]}, but this is {reference.name} with weights "
-                f"{reference.sha256[:16]}; load the base it was trained on, or fine-tune again"
-            )
+        _require_base(folder, reference)
     try:
         with without_future_warnings():
-            return PeftModel.from_pretrained(model, folder, use_safetensors=True)
-    except _LOADING_FAULTS as error:
+            model = PeftModel.from_pretrained(model, folder, use_safetensors=True)
+            expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            written = set(file.keys())
+    except LOADING_FAULTS as error:
         raise ModelError(f"adapter {folder}: cannot be loaded: {' '.join(str(error).split())}") from error
+    _require_same(
+        f"adapter {folder}: its weights are not those of its settings on base {reference.name}",
+        missing=expected - written,
+        unknown=written - expected,
+        hint="give the folder as finetune has written it, or fine-tune again",
+    )
+    return model
+
+
+def _require_same(fault: str, hint: str, **found: Set[str]) -> None:
+    """Raise a ModelError, `fault` with the names of weights by what is wrong with them and `hint`, if any."""
+    if differences := [f"{what} {listed(sorted(names))}" for what, names in found.items() if names]:
+        raise ModelError(f"{fault}: {'; '.join(differences)}; {hint}")
+
+
+def _require_lora(folder: Path) -> None:
+    """Raise a ModelError if an adapter is anything but LoRA layers."""
+    from peft import LoraConfig
+
+    settings = read_json(folder / "adapter_config.json")
+    if settings.get("peft_type") != "LORA":
+        raise ModelError(
+            f"adapter {folder}: its adapter_config.json has peft_type {settings.get('peft_type')!r}, but "
+            "radloop loads 'LORA' only; fine-tune again"
+        )
+    stock = LoraConfig()
+    others = [
+        name
+        for name, value in settings.items()
+        if name not in _LORA_SETTINGS and value and value != getattr(stock, name, None)
+    ]
+    if others:
+        raise ModelError(
+            f"adapter {folder}: its adapter_config.json sets {listed(others)}, which radloop does not "
+            "support; fine-tune again without"
+        )
+
+
+def _require_base(folder: Path, reference: BaseReference) -> None:
+    """Raise a ModelError if an adapter's base.json tells of another base."""
+    trained_on = read_json(folder / "base.json")
+    name, weights = trained_on.get("name"), trained_on.get("sha256")
+    config = trained_on.get("config_sha256")  # not in those of earlier versions
+    if not isinstance(name, str) or not isinstance(weights, str) or not isinstance(config, str | None):
+        raise ModelError(
+            f"adapter {folder}: its base.json has no name, sha256 or config_sha256 as text; give the folder "
+            "as finetune has written it"
+        )
+    if weights != reference.sha256:
+        raise ModelError(
+            f"adapter {folder}: was trained on base {name} with weights {weights[:16]}, but this is "
+            f"{reference.name} with weights {reference.sha256[:16]}; load the base it was trained on, or "
+            "fine-tune again"
+        )
+    if config not in (None, reference.config_sha256):
+        raise ModelError(
+            f"adapter {folder}: was trained on base {name} with another config.json than {reference.name} "
+            "has now, though with the same weights; restore that, or fine-tune again"
+        )
 
 
 @contextmanager

@@ -1,37 +1,25 @@
 """From a question and its answer to the model's tokens, by its own chat template.
 
-The tokens of a pair are cut after the last image token: the head, with the image, is the same for
-every question about an image and is computed once; the tail holds question and answer.
+The tokens of a pair are cut after the last image token: the head, with the images, is the same for
+every question about them and is computed once; the tail holds question and answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import Any, Self
 
-from PIL import Image
-
 from radloop.errors import ModelError
+from radloop.models.family import Family, Placement, Turn
+from radloop.models.packing import Head, Tokens
 
+Size = tuple[int, int]  # width and height in pixels
 
-@dataclass(frozen=True)
-class Tokens:
-    """The token ids of one prompt, or of one prompt with its answer.
-
-    Attributes:
-        head: Up to and including the last image token.
-        tail: The rest. `head + tail` are the tokens of the chat template.
-        num_answer: How many of the last tokens of `tail` are the answer with its end token.
-    """
-
-    head: tuple[int, ...]
-    tail: tuple[int, ...]
-    num_answer: int = 0
-
-    def __len__(self) -> int:
-        return len(self.head) + len(self.tail)
+# How many are kept. A head can hold a question, where a template puts that before the image.
+_PLACEMENTS, _HEADS = 4096, 256
 
 
 @dataclass(frozen=True)
@@ -39,78 +27,102 @@ class Prompts:
     """Applies one model's chat template and tokenizer.
 
     Attributes:
-        processor: The model's processor, with a chat template.
-        num_image_tokens: Tokens that stand for one image.
+        family: Knows how images stand in the text.
+        processor: The model's processor.
+        model: For what positions depend on in its config.
         end_ids: Token ids that end an answer.
         max_tokens: Longest prompt with answer that the model was made for.
     """
 
+    family: Family
     processor: Any
-    num_image_tokens: int
+    model: Any
     end_ids: tuple[int, ...]
     max_tokens: int
 
     @classmethod
-    def of(cls, processor: Any, model: Any) -> Self:
+    def of(cls, family: Family, processor: Any, model: Any) -> Self:
         """Read the figures from the model's own configuration.
 
         Raises:
-            ModelError: There is no chat template, or no token that ends an answer.
+            ModelError: There is no chat template or it fails, or there is no token that ends an answer.
         """
-        if not getattr(processor, "chat_template", None):
-            raise ModelError(
-                "base model: its processor has no chat template; add chat_template.jinja to its folder"
-            )
-        blank = Image.new("RGB", (64, 64))
-        ids = processor(images=blank, text=processor.image_token)["input_ids"][0]
-        ends = model.generation_config.eos_token_id
-        ends = processor.tokenizer.eos_token_id if ends is None else ends
-        if ends is None:
+        family.require_template(processor)
+        end_ids = family.end_ids(processor, model)
+        if not end_ids:
             raise ModelError(
                 "base model: neither its generation_config.json nor its tokenizer names an eos token"
             )
-        return cls(
-            processor,
-            num_image_tokens=sum(token == processor.image_token_id for token in ids),
-            end_ids=tuple(ends) if isinstance(ends, list) else (ends,),
-            max_tokens=model.config.get_text_config().max_position_embeddings,
-        )
+        prompts = cls(family, processor, model, end_ids=end_ids, max_tokens=family.max_tokens(model))
+        prompts._render("Is this a template?", None, 1)
+        return prompts
 
-    def questions(self, questions: Sequence[str]) -> list[Tokens]:
-        """Return the tokens that a model is to continue, one for each question about one image.
+    def placement(self, size: Size) -> Placement:
+        """Return how an image of this size stands in a prompt."""
+        return self._placement(*size)
+
+    # These hold no reference to `self`, so that a model that is dropped is freed at once.
+
+    @cached_property
+    def _placement(self) -> Callable[[int, int], Placement]:
+        return lru_cache(_PLACEMENTS)(partial(self.family.placement, self.processor))
+
+    @cached_property
+    def _head(self) -> Callable[[tuple[int, ...], tuple[Size, ...]], Head]:
+        family, processor, model, placement = self.family, self.processor, self.model, self._placement
+
+        @lru_cache(_HEADS)
+        def head(ids: tuple[int, ...], sizes: tuple[Size, ...]) -> Head:
+            """Write out the runs of image tokens."""
+            placements = [placement(*size) for size in sizes]
+            runs = iter([run for place in placements for run in place.runs])
+            image = family.image_token_id(processor) if sizes else None
+            written = [token for at in ids for token in [at] * (next(runs) if at == image else 1)]
+            return family.head(model, written, placements)
+
+        return head
+
+    def questions(self, questions: Sequence[str], sizes: Sequence[Sequence[Size]]) -> list[Tokens]:
+        """Return the tokens that a model is to continue, one for each question.
+
+        Args:
+            questions: The user's whole turns.
+            sizes: For each question the width and height of its images, in order.
 
         Raises:
-            ModelError: The chat template does not place exactly one image.
+            ModelError: The chat template does not place each image exactly once.
         """
-        return [
-            self._cut(ids) for ids in self._tokenize([self._render(question, None) for question in questions])
+        texts = [
+            self._render(question, None, len(of_question))
+            for question, of_question in zip(questions, sizes, strict=True)
         ]
+        return self._tokens(texts, sizes)
 
-    def pairs(self, questions: Sequence[str], answers: Sequence[str]) -> list[Tokens]:
+    def pairs(
+        self, questions: Sequence[str], answers: Sequence[str], sizes: Sequence[Sequence[Size]]
+    ) -> list[Tokens]:
         """Return the tokens of questions with their answers, each answer closed by an end token.
 
         Raises:
-            ModelError: The chat template does not place exactly one image, or what it writes
+            ModelError: The chat template does not place each image exactly once, or what it writes
                 before an answer are not the tokens that a model continues when asked.
         """
-        prompts = self.questions(questions)
-        texts = [self._render(*pair).rstrip() for pair in zip(questions, answers, strict=True)]
+        prompts = self.questions(questions, sizes)
+        texts = [
+            self._render(question, answer, len(of_question)).rstrip()
+            for question, answer, of_question in zip(questions, answers, sizes, strict=True)
+        ]
         pairs = []
-        for prompt, text, ids in zip(prompts, texts, self._tokenize(texts), strict=True):
-            full = self._cut(ids if ids[-1] in self.end_ids else [*ids, self.end_ids[0]])
+        for prompt, text, full in zip(prompts, texts, self._tokens(texts, sizes), strict=True):
+            tail = full.tail if full.ids[-1] in self.end_ids else (*full.tail, self.end_ids[0])
             start = len(prompt.tail)
-            if (
-                full.head != prompt.head
-                or full.tail[:start] != prompt.tail
-                or len(full.tail) <= start
-                or not start
-            ):
+            if full.head != prompt.head or tail[:start] != prompt.tail or len(tail) <= start or not start:
                 raise ModelError(
                     "base model: its chat template writes other tokens before a given answer than before one "
                     f"to be generated, here in {text!r}; training would not fit answering, mend "
                     "chat_template.jinja"
                 )
-            pairs.append(Tokens(full.head, full.tail, len(full.tail) - start))
+            pairs.append(Tokens(full.head, tail, len(tail) - start))
         return pairs
 
     def answer(self, ids: Sequence[int]) -> str:
@@ -118,35 +130,47 @@ class Prompts:
         text: str = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
-    def _render(self, question: str, answer: str | None) -> str:
-        turns: list[dict[str, Any]] = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self._defuse(question)}]}
-        ]
+    def _render(self, question: str, answer: str | None, num_images: int) -> str:
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": self._defuse(question)}]
+        turns: list[Turn] = [{"role": "user", "content": content}]
         if answer is not None:
             turns.append({"role": "assistant", "content": [{"type": "text", "text": self._defuse(answer)}]})
-        text: str = self.processor.apply_chat_template(turns, add_generation_prompt=answer is None)
-        return text
+        return self.family.render(self.processor, turns, ask=answer is None)
 
     def _defuse(self, text: str) -> str:
         """Take their meaning from control tokens in a user's text: "<image>" becomes "< image>"."""
-        controls = [*self.processor.tokenizer.all_special_tokens, self.processor.image_token]
-        pattern = "|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True))
-        return re.sub(pattern, lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        return self._controls.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
+    @cached_property
+    def _controls(self) -> re.Pattern[str]:
         tokenizer = self.processor.tokenizer
-        # As the processor does: the template may already have written the begin token.
-        written = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=not written)["input_ids"]
-        return ids
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        controls = {*tokenizer.all_special_tokens, *added, *self.family.controls(self.processor)}
+        return re.compile("|".join(re.escape(token) for token in sorted(controls, key=len, reverse=True)))
 
-    def _cut(self, ids: list[int]) -> Tokens:
-        image = self.processor.image_token_id
-        if ids.count(image) != 1:
+    def _tokens(self, texts: list[str], sizes: Sequence[Sequence[Size]]) -> list[Tokens]:
+        placed = [[self.placement(size) for size in of_text] for of_text in sizes]
+        filled = [self._fill(text, of_text) for text, of_text in zip(texts, placed, strict=True)]
+        tokenized = self.family.tokenize(self.processor, filled) if filled else []
+        return [self._cut(ids, tuple(of_text)) for ids, of_text in zip(tokenized, sizes, strict=True)]
+
+    def _fill(self, text: str, placements: Sequence[Placement]) -> str:
+        """Put what stands for the images in the places of their placeholders."""
+        pieces = text.split(self.family.placeholder(self.processor))
+        if len(pieces) != len(placements) + 1:
             raise ModelError(
-                f"base model: its chat template writes {ids.count(image)} image tokens for one image"
+                f"base model: its chat template writes {len(pieces) - 1} image tokens for {len(placements)} "
+                "images"
             )
-        at = ids.index(image)
-        return Tokens((*ids[:at], *[image] * self.num_image_tokens), tuple(ids[at + 1 :]))
+        texts = [
+            piece
+            for place, after in zip(placements, pieces[1:], strict=True)
+            for piece in (place.text, after)
+        ]
+        return "".join((pieces[0], *texts))
+
+    def _cut(self, ids: list[int], sizes: tuple[Size, ...]) -> Tokens:
+        """Cut after the last image token."""
+        image = self.family.image_token_id(self.processor) if sizes else None
+        end = max((at for at, token in enumerate(ids) if token == image), default=0) + 1
+        return Tokens(self._head(tuple(ids[:end]), sizes), tuple(ids[end:]))

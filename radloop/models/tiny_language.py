@@ -20,7 +20,9 @@ from transformers import (
 
 from radloop.data.phantoms import Stream, make_phantom
 from radloop.models import get_family
+from radloop.models.family import Features
 from radloop.models.loading import BaseReference, Loaded
+from radloop.models.packing import groups
 from radloop.models.prompts import Prompts
 from radloop.models.tiny_text import pretraining_texts
 from radloop.models.tiny_vision import (
@@ -32,8 +34,7 @@ from radloop.models.tiny_vision import (
     tower_features,
     vision_config,
 )
-from radloop.training.loop import token_losses
-from radloop.training.packing import rows
+from radloop.training.losses import token_losses
 
 LEARNING_RATE = 2e-3
 FIRST_INDEX = 2**30  # its phantoms are none that the tower was trained on
@@ -98,7 +99,8 @@ def train_language(
     """Train projector and language model on `steps * batch` new phantoms, the texts of each packed."""
     model = make_model(processor, tower)
     reference = BaseReference("tiny", None, "")
-    loaded = Loaded(model, processor, get_family("llava"), Prompts.of(processor, model), reference)
+    family = get_family("llava")
+    loaded = Loaded(model, processor, family, Prompts.of(family, processor, model), reference)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -123,12 +125,12 @@ def _loss(loaded: Loaded, data: Batch) -> Tensor:
     with torch.no_grad():
         seen = tower_features(loaded.model.model.vision_tower, normalise(data.pixels))
 
-    def features(names: Sequence[str]) -> Tensor:
-        return seen[[int(name) for name in names]]
+    def features(names: Sequence[str]) -> list[Features]:
+        return [{"image": seen[int(name)]} for name in names]
 
-    packed = [
-        row
-        for number, texts in enumerate(data.texts)
-        for row in rows(str(number), loaded.prompts.pairs(*zip(*texts, strict=True)))
-    ]
+    packed = []
+    for number, texts in enumerate(data.texts):
+        asked, said = zip(*texts, strict=True)
+        pairs = loaded.prompts.pairs(asked, said, [[(PIXELS, PIXELS)]] * len(texts))
+        packed += [(group,) for group in groups((str(number),), pairs)]
     return token_losses(loaded, features, packed).mean()

@@ -55,12 +55,14 @@ def register(
         run_id: MLflow run that trained it; None keeps the version without one.
 
     Raises:
-        ModelError: The folder is not that of an adapter.
+        ModelError: The folder is not that of an adapter, or of one that cannot be merged into its base.
         RegistryError: The registry cannot be reached or written.
     """
     from radloop.training.adapter import Adapter  # its import takes seconds, which readers need not wait
+    from radloop.training.merging import require_agreement
 
     trained = Adapter.load(adapter)
+    require_agreement(trained)
     tags = {**tags, "adapter_sha256": trained.sha256, "radloop": radloop.__version__}
     with connect() as client:
         for known in find(client, model_name):

@@ -22,22 +22,33 @@ def finetune(
     """Train LoRA layers on the train split; the base itself, its vision tower included, stays as it is.
 
     Same arguments, same library versions and number of threads: the same adapter, bit for bit, on a CPU.
+    Packing and the size of forward passes change no more than the last digits of it, but for what is
+    random: dropout and NEFTune draw other numbers.
+
+    A run that was killed goes on from its last checkpoint when it is started again with the same
+    arguments, to the same adapter, bit for bit; see `radloop.training.checkpoints`.
 
     Args:
         data: Images, and samples with the splits train and, if there is one, validation.
         model: The base.
         config: Rank, rates, epochs, ...
-        seed: Of the LoRA initialisation, dropout and the order of images, >= 0.
-        on_step: Called after each optimiser step with `step` (from 1), `loss` (mean over the step's
-            answer tokens), `learning_rate`, `grad_norm` (before clipping), `samples_per_s`, and, after
-            the last step of an epoch, `validation_loss`.
+        seed: Of the LoRA initialisation, dropout, augmentation and the order of images, >= 0.
+        on_step: Called after each optimiser step with `step` (from 1), `epoch` (epochs done), `loss`
+            (weighted as `config.loss` says), `learning_rate`, `grad_norm` (before clipping),
+            `samples_per_s`, `tokens_per_s` (without padding), `memory_mb` (the peak so far: PyTorch's on
+            a GPU, the whole process' on a CPU), and, after steps with a validation, `validation_loss`
+            and maybe `exact_match`.
 
     Raises:
-        ConfigError: `config.targets` names a group of layers that the family does not have.
-        DataError: No sample to train on, several images in one sample, or a sample too long.
+        ConfigError: Settings that cannot work with each other, this family or this machine, such as
+            `config.targets` with a group of layers that the family does not have.
+        DataError: No sample to train on, or one that has no room for an answer.
         ModelError: The base cannot be loaded, or its chat template cannot be cut into a shared prefix.
-        TrainingError: The loss is not a finite number.
+        TrainingError: The loss or its gradient is not a finite number, memory or the disk ran out, a process
+            of `config.launch` failed, or another process is training the very same.
     """
-    from radloop.training import loop  # torch, transformers and peft take seconds to import
+    from radloop.training import job, loop  # torch, transformers and peft take seconds to import
 
+    if config.launch is not None:
+        return job.launch(data, model, config, seed, on_step)
     return loop.finetune(data, model, config, seed, on_step)

@@ -5,18 +5,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Self
 
+from torch import nn
+
 from radloop import __version__
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ConfigError, ModelError
 from radloop.models.loading import Loaded, without_future_warnings
+from radloop.training.attention import use_flex_attention
+from radloop.training.plan import target_faults
+from radloop.training.state import trained_weights
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
 FILES = (*WEIGHTS, "base.json", "record.json")
@@ -27,35 +34,71 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
     """Put fresh LoRA layers, drawn from torch's global seed, on the groups of layers of `config.targets`.
 
     Raises:
-        ConfigError: The family has no group of such a name.
-        ModelError: No layer of this model is in the groups.
+        ConfigError: The family has no group of such a name, or PEFT cannot train this model so.
+        ModelError: No layer of this model is in one of the groups.
     """
     from peft import LoraConfig, get_peft_model
 
-    known = loaded.family.targets
-    unknown = [name for name in config.targets if name not in known]
-    if unknown or not config.targets:
-        got = f"unknown {', '.join(map(repr, unknown))}" if unknown else "empty"
-        raise ConfigError(f"finetune.targets: {got}; known: {', '.join(known)}")
+    from radloop.training.lora_linear import LoraLinear
+
+    if faults := target_faults(loaded.family, config):
+        raise ConfigError("\n".join(faults))
+    if config.use_dora and loaded.precision == "int8" and loaded.device.type == "cpu":
+        raise ConfigError(
+            "finetune.use_dora: got true with model.precision int8, which PEFT cannot do on a CPU; use nf4, "
+            "or leave it out"
+        )
+    _require_layers(loaded, config.targets)
+    use_flex_attention(loaded)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         # One pattern, because PEFT writes a list of names in another order each time.
-        target_modules="|".join(known[name] for name in config.targets),
+        target_modules="|".join(map(loaded.family.pattern, config.targets)),
         revision=loaded.reference.revision,
     )
-    try:
-        with without_future_warnings():
-            model = get_peft_model(loaded.model, lora)
-    except ValueError as error:
-        raise ModelError(
-            f"base model {loaded.reference.name}: has no layer to train in {', '.join(config.targets)} "
-            f"({' '.join(str(error).split())})"
-        ) from error
+    if loaded.is_exact:
+        lora._register_custom_module({nn.Linear: LoraLinear})
+    with without_future_warnings():
+        model = get_peft_model(loaded.model, lora)
     # PEFT puts the base's path here, which would differ from machine to machine.
     model.peft_config["default"].base_model_name_or_path = loaded.reference.name
+    if not loaded.is_exact and not config.use_dora:  # DoRA computes norms in the precision of its input
+        _leave_casting_to_autocast(model)
     return dataclasses.replace(loaded, model=model)
+
+
+def _leave_casting_to_autocast(model: nn.Module) -> None:
+    """Stop LoRA layers from casting their inputs to fp32 where autocast is on.
+
+    Autocast would cast them back, so that each layer keeps a copy of its own for the backward pass, where
+    query, key and value can share one.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.register_forward_pre_hook(_cast_without_autocast)
+
+
+def _cast_without_autocast(layer: Any, _inputs: tuple[Any, ...]) -> None:
+    from radloop.training.lora_linear import autocasts
+
+    layer.cast_input_dtype_enabled = not autocasts(layer.get_base_layer().weight.device.type)
+
+
+def _require_layers(loaded: Loaded, targets: Sequence[str]) -> None:
+    names = [name for name, _ in loaded.model.named_modules()]
+    for target in targets:
+        pattern = re.compile(loaded.family.pattern(target))
+        if not any(map(pattern.fullmatch, names)):
+            raise ModelError(
+                f"base model {loaded.reference.name}: has no layer to train in finetune.targets {target}; "
+                "leave it out, or mend model.family"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +119,8 @@ class Adapter:
         owner = tempfile.TemporaryDirectory(prefix="radloop-adapter-")
         folder = Path(owner.name)
         # Without this argument PEFT asks the hub about the base's vocabulary.
-        loaded.model.save_pretrained(folder, save_embedding_layers=False)
+        weights = trained_weights(loaded.model)  # whole, also where FSDP divides them
+        loaded.model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
         (folder / "README.md").unlink(missing_ok=True)
         trained, total = loaded.model.get_nb_trainable_parameters()
         parameters = {"trained": trained, "total": total, "share": trained / total}
@@ -100,7 +144,7 @@ class Adapter:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """Settings, `history` (one entry a step), seconds, samples, parameters, versions."""
+        """Settings, `history` (one entry a step), `kept_step`, seconds, samples, parameters, versions."""
         record: dict[str, Any] = json.loads((self.folder / "record.json").read_text())
         return record
 
@@ -108,7 +152,7 @@ class Adapter:
     def base(self) -> ModelConfig:
         """The base that the adapter was trained on, as the run's config named it."""
         content = json.loads((self.folder / "base.json").read_text())
-        return ModelConfig(**{name: content[name] for name in ModelConfig.model_fields})
+        return ModelConfig(**{name: content[name] for name in ModelConfig.model_fields if name in content})
 
     @cached_property
     def sha256(self) -> str:
@@ -125,20 +169,19 @@ class Adapter:
 
     def facts(self) -> dict[str, str | int | float]:
         history, record = self.record["history"], self.record
+        kept = history[record["kept_step"] - 1]
         facts: dict[str, str | int | float] = {
             "sha256": self.sha256,
             "base": json.loads((self.folder / "base.json").read_text())["name"],
             "steps": len(history),
-            "loss": history[-1]["loss"],
+            "loss": kept["loss"],
             "samples": record["data"]["samples"],
             "images": record["data"]["images"],
             "seconds": round(record["seconds"], 1),
             "samples_per_s": round(record["samples_per_s"], 1),
             "trained_parameters": record["parameters"]["trained"],
         }
-        if "validation_loss" in history[-1]:
-            facts["validation_loss"] = history[-1]["validation_loss"]
-        return facts
+        return facts | {name: kept[name] for name in ("validation_loss", "exact_match") if name in kept}
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -1,13 +1,31 @@
-"""From a split of the prepared data to the rows that training reads, grouped by image."""
+"""From a split of the prepared data to the groups that training reads, grouped by image."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from radloop.data.prepared import PreparedData
-from radloop.errors import DataError
-from radloop.models.prompts import Prompts, Tokens
-from radloop.training import packing
+from radloop.errors import ConfigError, DataError
+from radloop.models import packing
+from radloop.models.packing import Group, Tokens
+from radloop.models.prompts import Prompts
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """All questions of a split about the same images; a question about none is a set of its own.
+
+    Attributes:
+        groups: The pairs, arranged.
+        sample_ids: Of the pairs, in the order that `Group.numbers` counts.
+    """
+
+    groups: list[Group]
+    sample_ids: list[str]
 
 
 @dataclass(frozen=True)
@@ -15,35 +33,93 @@ class Examples:
     """One split.
 
     Attributes:
-        rows_of: Rows by image id, images in the order of the samples.
-        num_samples: Question-answer pairs in all rows.
+        sets: In the order of the samples.
+        num_samples: Question-answer pairs in all sets.
+        num_cut: How many of them lost the end of their answer.
     """
 
-    rows_of: dict[str, list[packing.Row]]
+    sets: list[ImageSet]
     num_samples: int
+    num_cut: int
+
+    @property
+    def num_images(self) -> int:
+        return len(
+            {image_id for found in self.sets for group in found.groups for image_id in group.image_ids}
+        )
 
 
-def read_examples(data: PreparedData, split: str, prompts: Prompts, share_prefix: bool) -> Examples:
-    """Tokenize a split and arrange it in rows; the reference is the first of a sample's answers.
+def read_examples(
+    data: PreparedData, split: str, prompts: Prompts, share_prefix: bool, max_tokens: int | None = None
+) -> Examples:
+    """Tokenize a split and arrange it in groups; the reference is the first of a sample's answers.
+
+    Args:
+        data: Holds the split.
+        split: Its name.
+        prompts: Of the model.
+        share_prefix: Whether pairs about the same images share a group.
+        max_tokens: Of a pair with its images; a longer answer loses its end, and its end token with
+            it. None: what the model was made for.
 
     Raises:
-        DataError: A sample has other than one image, or more tokens than the model was made for.
+        ConfigError: `max_tokens` is more than the model was made for.
+        DataError: A sample has no room for a single token of its answer.
         ModelError: See `Prompts.pairs`.
     """
+    limit = _limit(prompts, max_tokens)
     columns = data.split(split).select(["id", "image_ids", "prompt", "answers"]).to_pylist()
-    pairs = prompts.pairs([row["prompt"] for row in columns], [row["answers"][0] for row in columns])
-    by_image: dict[str, list[Tokens]] = {}
-    for row, pair in zip(columns, pairs, strict=True):
-        if len(row["image_ids"]) != 1:
-            raise DataError(
-                f"finetune: sample {row['id']} has {len(row['image_ids'])} images; training takes exactly "
-                "one image a sample, split it into one sample an image"
-            )
-        if len(pair) > prompts.max_tokens:
-            raise DataError(
-                f"finetune: sample {row['id']} has {len(pair)} tokens with its image, the base model takes "
-                f"{prompts.max_tokens}; shorten its question or answer, or choose another base"
-            )
-        by_image.setdefault(row["image_ids"][0], []).append(pair)
-    rows_of = {name: packing.rows(name, tokens, share_prefix) for name, tokens in by_image.items()}
-    return Examples(rows_of, len(columns))
+    pairs = prompts.pairs(
+        [row["prompt"] for row in columns],
+        [row["answers"][0] for row in columns],
+        [[data.size(image_id) for image_id in row["image_ids"]] for row in columns],
+    )
+    of_images: dict[tuple[str, ...], list[int]] = {}
+    for number, row in enumerate(columns):
+        of_images.setdefault((*row["image_ids"],) or ("", row["id"]), []).append(number)
+    fitted = [_fit(pair, limit, row["id"]) for row, pair in zip(columns, pairs, strict=True)]
+    sets = [
+        ImageSet(
+            packing.groups(columns[numbers[0]]["image_ids"], [fitted[n] for n in numbers], share_prefix),
+            [columns[n]["id"] for n in numbers],
+        )
+        for numbers in of_images.values()
+    ]
+    num_cut = sum(after is not before for after, before in zip(fitted, pairs, strict=True))
+    if num_cut:
+        logger.warning(
+            "finetune: %d of %d answers of split %s are cut to keep their samples within %d tokens",
+            num_cut,
+            len(pairs),
+            split,
+            limit,
+        )
+    return Examples(sets, len(columns), num_cut)
+
+
+def samples_of(sets: Sequence[ImageSet]) -> list[str]:
+    """Return the ids of all samples of the sets."""
+    return [sample_id for found in sets for sample_id in found.sample_ids]
+
+
+def _limit(prompts: Prompts, max_tokens: int | None) -> int:
+    if max_tokens is not None and max_tokens > prompts.max_tokens:
+        raise ConfigError(
+            f"finetune.max_tokens: got {max_tokens}, but the base model takes {prompts.max_tokens}; lower it "
+            "or leave it out"
+        )
+    return max_tokens or prompts.max_tokens
+
+
+def _fit(pair: Tokens, limit: int, sample_id: str) -> Tokens:
+    """Cut the end of an answer that does not fit; everything before it, the images first of all, is kept."""
+    over = len(pair) - limit
+    if over <= 0:
+        return pair
+    if over >= pair.num_answer:
+        raise DataError(
+            f"finetune: sample {sample_id} has {len(pair) - pair.num_answer} tokens before its answer, which "
+            f"leaves no room for the answer in {limit}; shorten its question, show smaller images, raise "
+            "finetune.max_tokens if it is set, or choose another base"
+        )
+    return replace(pair, tail=pair.tail[:-over], num_answer=pair.num_answer - over)

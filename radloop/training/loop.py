@@ -1,30 +1,40 @@
-"""The training loop: LoRA, AdamW, one optimiser step for each batch of images."""
+"""A run of fine-tuning, from data and config to the adapter."""
 
 from __future__ import annotations
 
 import logging
-import math
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from tqdm import tqdm
 
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import DataError, TrainingError
+from radloop.errors import ConfigError, DataError
 from radloop.models.loading import Loaded
 from radloop.training.adapter import Adapter, with_lora
+from radloop.training.batching import Batches
+from radloop.training.checkpoints import Checkpoints, folder_of, opened, run_key
 from radloop.training.examples import Examples, read_examples
-from radloop.training.features import ImageFeatures
-from radloop.training.packing import Batch, Row
+from radloop.training.merging import Probe, verify_merge
+from radloop.training.pictures import FeatureSource
+from radloop.training.plan import Plan, make_plan
+from radloop.training.processes import can_checkpoint, make_accelerator, total
+from radloop.training.progress import Progress
+from radloop.training.state import Facts
+from radloop.training.trainer import Trainer
+from radloop.training.validation import Validation
 
 logger = logging.getLogger(__name__)
+
+_PROBED = 2  # samples on which the merge is verified
 
 
 def finetune(
@@ -32,192 +42,158 @@ def finetune(
     model: ModelConfig,
     config: FinetuneConfig,
     seed: int,
-    on_step: Callable[[dict[str, float]], None] | None,
+    on_step: Callable[[Facts], None] | None,
 ) -> Adapter:
     """See `radloop.training.finetune`."""
-    _set_seeds(seed)
-    loaded = with_lora(models.load(model), config)
-    train, validation = (
-        read_examples(data, split, loaded.prompts, config.share_prefix) for split in ("train", "validation")
-    )
+    run = Run.of(data, model, config, seed)
+    trainer = run.trainer
+    folder = folder_of(run_key(data, model, run.loaded.reference, config, seed))
+    is_first = trainer.accelerator.is_main_process
+    keeps = is_first and can_checkpoint(trainer.accelerator)
+    with opened(folder, config.checkpoint_every) if keeps else nullcontext() as checkpoints:
+        _resume(trainer, folder)
+        start = time.perf_counter() - trainer.state.seconds
+        with Progress(trainer.num_steps, trainer.state.step + 1, shown=is_first) as progress:
+            for facts, num_samples in trainer.steps():
+                trainer.state.num_samples += num_samples
+                trainer.state.seconds = time.perf_counter() - start
+                if is_first:
+                    progress.show(facts, num_samples)
+                    if on_step is not None:
+                        on_step(facts)
+                _save(trainer, checkpoints)
+        kept_step = trainer.keep_best()
+        state = trainer.state
+        record = run.record() | {
+            "kept_step": kept_step,
+            "seconds": state.seconds,
+            "samples_per_s": state.num_samples / state.seconds,
+            "history": state.history,
+            "merge": trainer.forward(verify_merge, run.loaded, run.probe()).facts(),
+        }
+        return Adapter.of(run.loaded, model, record)
+
+
+def _resume(trainer: Trainer, folder: Path) -> None:
+    """Take up the last whole checkpoint, if there is one."""
+    with trainer.accelerator.main_process_first():  # it deletes damaged ones
+        found = Checkpoints(folder).latest()
+    if found is None:
+        return
+    step, checkpoint = found
+    trainer.restore(checkpoint)
+    if trainer.accelerator.is_main_process:
+        logger.info("finetune: going on after step %d of %d, from %s", step, trainer.num_steps, folder)
+
+
+def _save(trainer: Trainer, checkpoints: Checkpoints | None) -> None:
+    """Write a checkpoint in the first process if one is due, but none of a run that is at its end."""
+    step = trainer.state.step
+    is_due = checkpoints is not None and checkpoints.due(step) and step < trainer.num_steps
+    (wanted,) = total(trainer.accelerator, [float(is_due)])
+    if wanted:
+        content = trainer.checkpoint()  # to which each process may have to add its part
+        if checkpoints is not None:
+            checkpoints.save(step, content)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start."""
+
+    data: PreparedData
+    model: ModelConfig
+    config: FinetuneConfig
+    seed: int
+    loaded: Loaded
+    train: Examples
+    validation: Examples
+    trainer: Trainer
+
+    @classmethod
+    def of(cls, data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> Run:
+        """Load the model with fresh LoRA layers, and read the data.
+
+        Raises:
+            ConfigError: See `radloop.training.finetune`; so for DataError and ModelError.
+        """
+        plan = make_plan(models.get_family(model.family), config)
+        _set_seeds(seed)
+        loaded = with_lora(models.load(model), config)
+        train, validation = (
+            read_examples(data, split, loaded.prompts, config.share_prefix, config.max_tokens)
+            for split in ("train", "validation")
+        )
+        require_samples(train, validation, config)
+        trainer = _make_trainer(data, loaded, plan, config, train, validation, seed)
+        return cls(data, model, config, seed, loaded, train, validation, trainer)
+
+    def probe(self) -> Probe:
+        """Return a few samples to compare models on."""
+        group = self.train.sets[0].groups[0]
+        images = {image_id: self.data.image(image_id) for image_id in group.image_ids}
+        pairs = min(len(group.tails), _PROBED)
+        return Probe([(replace(group, tails=group.tails[:pairs], numbers=group.numbers[:pairs]),)], images)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is known of the run before it starts."""
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "settings": self.config.model_dump(mode="json"),
+            "seed": self.seed,
+            "precision": self.loaded.precision,
+            "data": {
+                "fingerprint": self.data.fingerprint,
+                "images": self.train.num_images,
+                "samples": self.train.num_samples,
+                "cut_answers": self.train.num_cut,
+                "validation_samples": self.validation.num_samples,
+            },
+        }
+
+
+def _make_trainer(
+    data: PreparedData,
+    loaded: Loaded,
+    plan: Plan,
+    config: FinetuneConfig,
+    train: Examples,
+    validation: Examples,
+    seed: int,
+) -> Trainer:
+    source = FeatureSource(loaded, data, plan, config, seed)
+    num_processes = make_accelerator(loaded).num_processes
+    arrangement = (config.images_per_step, config.tokens_per_pass, config.share_prefix, seed, num_processes)
+    validate = None
+    if validation.num_samples:
+        batches = Batches(validation, *arrangement).in_order()
+        validate = Validation(loaded, data, batches, source.validation(), config)
+    return Trainer(loaded, config, Batches(train, *arrangement), source, validate, seed)
+
+
+def require_samples(train: Examples, validation: Examples, config: FinetuneConfig) -> None:
+    """Raise an error if a split lacks samples that the config needs."""
     if not train.num_samples:
         raise DataError(
             "finetune: the train split has no sample; lower preprocess.test and preprocess.validation"
         )
-    start = time.perf_counter()
-    history = []
-    steps = _Steps(loaded, config, train, validation, ImageFeatures(loaded, data.image), seed)
-    with _Progress(steps.num_steps) as progress:
-        for facts, num_samples in steps:
-            history.append(facts)
-            progress.show(facts, num_samples)
-            if on_step is not None:
-                on_step(facts)
-    seconds = time.perf_counter() - start
-    record = {
-        "model": model.model_dump(),
-        "settings": config.model_dump(),
-        "seed": seed,
-        "data": {
-            "fingerprint": data.fingerprint,
-            "images": len(train.rows_of),
-            "samples": train.num_samples,
-            "validation_samples": validation.num_samples,
-        },
-        "seconds": seconds,
-        "samples_per_s": steps.num_samples_seen / seconds,
-        "history": history,
-    }
-    return Adapter.of(loaded, model, record)
-
-
-class _Steps:
-    """The optimiser steps of a run, as an iterator over (facts, samples of the step)."""
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        config: FinetuneConfig,
-        train: Examples,
-        validation: Examples,
-        features: ImageFeatures,
-        seed: int,
-    ) -> None:
-        self._loaded, self._config, self._features = loaded, config, features
-        self._train, self._validation = train, validation
-        self._seed = seed
-        self._epoch_steps = math.ceil(len(train.rows_of) / config.images_per_step)
-        self.num_steps = max(1, round(config.epochs * self._epoch_steps))
-        self.num_samples_seen = 0
-
-    def __iter__(self) -> Iterator[tuple[dict[str, float], int]]:
-        config = self._config
-        accelerator = Accelerator(cpu=self._loaded.device.type == "cpu")
-        trained = [parameter for parameter in self._loaded.model.parameters() if parameter.requires_grad]
-        optimizer = accelerator.prepare(torch.optim.AdamW(trained, weight_decay=config.weight_decay))
-        batches = image_batches(self._train, config.images_per_step, self._seed)
-        self._loaded.model.train()
-        for step in range(1, self.num_steps + 1):
-            start = time.perf_counter()
-            rows = next(batches)
-            rate = config.learning_rate * rate_factor(step, self.num_steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = token_losses(self._loaded, self._features, rows).mean()
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"finetune: the loss is {loss.item()} at step {step} of {self.num_steps} (learning "
-                    f"rate {rate:.2g}); lower finetune.learning_rate or raise finetune.warmup. Nothing has "
-                    "been written"
-                )
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(trained, config.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            num_samples = sum(len(row.tails) for row in rows)
-            self.num_samples_seen += num_samples
-            facts = {
-                "step": step,
-                "loss": loss.item(),
-                "learning_rate": rate,
-                "grad_norm": float(norm),
-                "samples_per_s": num_samples / (time.perf_counter() - start),
-            }
-            if self._validation.num_samples and (step % self._epoch_steps == 0 or step == self.num_steps):
-                facts["validation_loss"] = self._validation_loss()
-            yield facts, num_samples
-
-    def _validation_loss(self) -> float:
-        """Return the mean loss over all answer tokens of the validation split."""
-        images = list(self._validation.rows_of.values())
-        size = self._config.images_per_step
-        self._loaded.model.eval()
-        with torch.no_grad():
-            losses = [
-                token_losses(
-                    self._loaded, self._features, [row for rows in images[at : at + size] for row in rows]
-                )
-                for at in range(0, len(images), size)
-            ]
-        self._loaded.model.train()
-        return torch.cat(losses).mean().item()
-
-
-def token_losses(
-    loaded: Loaded, features: Callable[[Sequence[str]], torch.Tensor], rows: Sequence[Row]
-) -> torch.Tensor:
-    """Return the cross entropy of every answer token of `rows`, float32, shape (answer tokens,).
-
-    A step's loss is the mean over these, however the pairs are arranged in rows: each answer token
-    of a step weighs the same, so a long answer weighs more than a short one.
-    """
-    batch = Batch.of(rows, loaded.device)
-    images = features([row.image_id for row in rows])
-    logits = loaded.model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.mask(),
-        position_ids=batch.position_ids,
-        logits_to_keep=batch.predicts,
-        use_cache=False,
-        **loaded.family.image_inputs(loaded.base_model, images),
-    ).logits
-    return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
-
-
-def image_batches(train: Examples, images_per_step: int, seed: int) -> Iterator[list[Row]]:
-    """Yield the rows of `images_per_step` images for ever; every epoch in a new order, drawn by `seed`."""
-    generator = np.random.default_rng(seed)
-    images = list(train.rows_of.values())
-    while True:
-        order = generator.permutation(len(images))
-        for at in range(0, len(order), images_per_step):
-            yield [row for index in order[at : at + images_per_step] for row in images[index]]
-
-
-def rate_factor(step: int, num_steps: int, config: FinetuneConfig) -> float:
-    """Return the share of the learning rate at `step` (from 1): a linear rise, then the schedule's fall."""
-    rise = math.ceil(config.warmup * num_steps)
-    if step <= rise:
-        return step / rise
-    done = (step - 1 - rise) / (num_steps - rise)
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * done))
-    return 1 - done if config.schedule == "linear" else 1.0
+    wanted = [
+        name
+        for name, asked in (
+            ("best_by", config.best_by != "last"),
+            ("patience", config.patience),
+            ("validate_every", config.validate_every),
+        )
+        if asked
+    ]
+    if wanted and not validation.num_samples:
+        raise ConfigError(
+            f"finetune.{', finetune.'.join(wanted)}: needs a validation split, but it has no sample; raise "
+            "preprocess.validation, or leave this out"
+        )
 
 
 def _set_seeds(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a log line for every tenth of the steps."""
-
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps = num_steps
-        self._every = max(1, num_steps // 10)
-        self._start = time.perf_counter()
-        self._num_samples = 0
-        self._bar = tqdm(total=num_steps, desc="finetune", unit="step", disable=not sys.stderr.isatty())
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, facts: dict[str, float], num_samples: int) -> None:
-        self._num_samples += num_samples
-        speed = self._num_samples / (time.perf_counter() - self._start)
-        self._bar.set_postfix_str(f"loss {facts['loss']:.3f}, {speed:.0f} samples/s", refresh=False)
-        self._bar.update()
-        step = int(facts["step"])
-        if self._bar.disable and (step % self._every == 0 or step == self._num_steps):
-            logger.info(
-                "finetune: step %d of %d, loss %.3f, %.0f samples/s",
-                step,
-                self._num_steps,
-                facts["loss"],
-                speed,
-            )

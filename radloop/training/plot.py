@@ -32,7 +32,7 @@ def plot_history(record: dict[str, Any]) -> bytes:
             [entry["validation_loss"] for entry in validated],
             "o-",
             color=_ORANGE,
-            label="validation, end of epoch",
+            label="validation",
         )
     above.set_yscale("log")  # the fall goes on for long after it can be seen on a linear scale
     above.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

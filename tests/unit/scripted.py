@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from radloop.config import EvaluationConfig
-from radloop.data.prepared import PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData
+from radloop.data.prepared import PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData, prepared_image
 from radloop.evaluation import EvaluationReport
 from radloop.evaluation.predict import predict
 from radloop.evaluation.scores import score
@@ -33,9 +32,7 @@ def prepared(num_test: int = 30, num_train: int = 60, group_size: int = 1, seed:
     samples: list[dict[str, Any]] = []
     for number in range(num_test + num_train):
         grey = int(4 * rng.integers(8, 40) + (rng.random() < 1 / 3) + 2 * rng.integers(2))
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), (grey, grey, grey)).save(buffer, format="PNG")
-        images.append({"id": f"image{number}", "png": buffer.getvalue()})
+        images.append(prepared_image(f"image{number}", Image.new("RGB", (8, 8), (grey, grey, grey))))
         samples += [
             {
                 "id": f"{number}-{question_type}",
@@ -54,8 +51,17 @@ def prepared(num_test: int = 30, num_train: int = 60, group_size: int = 1, seed:
     return PreparedData(pa.Table.from_pylist(images, schema=PREPARED_IMAGES), table, "0123456789abcdef")
 
 
+def with_image_sets(data: PreparedData) -> PreparedData:
+    """Give the first test sample two images, its own last, and the fourth none."""
+    rows = data.samples.to_pylist()
+    rows[0]["image_ids"] = ["image1", "image0"]
+    rows[3]["image_ids"] = []
+    rows[3]["answers"] = [answer_to(rows[3]["question"], 0)]
+    return PreparedData(data.images, pa.Table.from_pylist(rows, schema=PREPARED_SAMPLES), data.fingerprint)
+
+
 class Scripted:
-    """Stands in for an engine: answers by a rule from the question and the picture's grey value."""
+    """Stands in for an engine: answers by a rule from the question and the last picture's grey value."""
 
     def __init__(self, rule: Callable[[str, int], str]) -> None:
         self._rule = rule
@@ -65,9 +71,9 @@ class Scripted:
     ) -> list[Answer]:
         answers = []
         for request in requests:
-            pixel = images[request.image_id].getpixel((0, 0))
-            assert isinstance(pixel, tuple)
-            text = self._rule(request.question.removeprefix("Look: "), int(pixel[0]))
+            pixels = [images[image_id].getpixel((0, 0)) for image_id in request.image_ids]
+            grey = int(np.array(pixels)[-1, 0]) if pixels else 0
+            text = self._rule(request.question.removeprefix("Look: "), grey)
             answers.append(Answer(text, 0.75, 2, True))
         return answers
 

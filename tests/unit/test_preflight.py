@@ -1,4 +1,4 @@
-"""`radloop check --dataset` and `radloop phantoms`, as typed."""
+"""`radloop check` and `radloop phantoms`, as typed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from radloop.cli import app
@@ -149,3 +150,57 @@ def test_the_command_itself_prints_json_only(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert json.loads(done.stdout)["accepted"] == 8
     assert done.stderr == ""
+
+
+def config_file(folder: Path, **sections: Any) -> str:
+    """Write a run config over a few phantoms and return its path."""
+    counts = {"train_images": 12, "validation_images": 3, "test_images": 3, "seed": 1}
+    config = {
+        "data": {"adapter": "phantoms", "options": counts},
+        "preprocess": {"split": "official"},
+        "finetune": {"max_steps": 3, "images_per_step": 4},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump({"parameters": {"config": config | sections}}))
+    return str(folder / "run.yaml")
+
+
+def test_a_config_is_checked_down_to_its_first_steps(tmp_path: Path) -> None:
+    done = RUN.invoke(app, ["check", config_file(tmp_path)])
+    assert done.exit_code == 0, done.output
+    starts = "verdict", "splits", "base", "parameters", "memory", "tokens per sample", "first batch", "time"
+    places = [done.output.index(f"\n{start}: ") for start in starts]
+    assert places == sorted(places)
+    assert "    3 steps of " in done.output
+    assert "ASSISTANT:[" in done.output
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"finetune": {"targets": ["visoin"]}}, "finetune.targets: unknown 'visoin'; known: attention, "),
+        ({"finetune": {"targets": ["vision"], "cache_features": True}}, "finetune.cache_features: got true"),
+        ({"finetune": {"launch": "no.yaml"}}, "finetune.launch: no.yaml is no file"),
+        ({"finetune": {"max_tokens": 70}}, "leaves no room for the answer in 70"),
+        ({"model": {"base": "./none"}}, "base model ./none: there is no such folder"),
+    ],
+)
+def test_what_would_stop_the_training_is_one_message(
+    tmp_path: Path, sections: dict[str, Any], words: str
+) -> None:
+    error = RUN.invoke(app, ["check", config_file(tmp_path, **sections)]).exception
+    assert isinstance(error, RadloopError)
+    assert words in error.message
+    assert error.exit_code == 2
+
+
+def test_missing_shards_show_before_the_data_are_read(tmp_path: Path) -> None:
+    from radloop.models.llava import Llava
+
+    folder = tmp_path / "base"
+    Llava().tiny(folder)
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = RUN.invoke(app, ["check", config_file(tmp_path, model={"base": str(folder)})])
+    assert "names files that are not there: model-00001-of-00002.safetensors" in str(done.exception)
+    assert "rows:" not in done.output

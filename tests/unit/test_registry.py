@@ -16,6 +16,7 @@ from radloop.errors import ModelError, RegistryError
 
 METRICS = {"exact_match": 0.94, "exact_match_base": 0.26, "n": 300, "intervals": {"exact_match": [0.9, 0.97]}}
 ANSWERING = AnswerConfig.of(PreprocessConfig(), EvaluationConfig())
+MERGE = {"precision": "fp32", "max_difference": 1e-6, "tolerance": 1e-4, "carried": 1.0, "agrees": True}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def adapter(tmp_path: Path) -> Path:
     for name in ("adapter_model.safetensors", "adapter_config.json", "base.json", "record.json"):
         (tmp_path / name).write_text('{"name": "tiny"}')
+    (tmp_path / "record.json").write_text(json.dumps({"merge": MERGE}))
     (tmp_path / "optimizer.pt").write_text("not part of an adapter")
     return tmp_path
 
@@ -193,6 +195,19 @@ def test_a_folder_that_is_no_adapter_is_refused(home: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError, match=r"lacks adapter_model\.safetensors"):
         register(tmp_path, "nothing")
     assert "nothing" not in registry.names()
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [({"merge": MERGE | {"agrees": False}}, "it says something else"), ({}, "earlier versions of radloop")],
+)
+def test_an_adapter_that_cannot_be_merged_is_refused(
+    home: Path, adapter: Path, record: dict[str, object], why: str
+) -> None:
+    (adapter / "record.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match=f"{why}.*fine-tune again"):
+        register(adapter, "unmerged")
+    assert "unmerged" not in registry.names()
 
 
 def test_the_files_of_an_experiment_lie_in_the_project(home: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from radloop.data.prepared import PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData
+from radloop.data.prepared import PREPARED_IMAGES, PREPARED_SAMPLES, PreparedData, prepared_image
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ':' }}"
@@ -57,9 +56,7 @@ def prepared(train: int, validation: int = 0, questions: int = 4) -> PreparedDat
     """Return data with that many images a split, each with up to `questions` questions."""
     images, samples = [], []
     for number in range(train + validation):
-        buffer = io.BytesIO()
-        image(number).save(buffer, "PNG")
-        images.append({"id": f"image-{number}", "png": buffer.getvalue()})
+        images.append(prepared_image(f"image-{number}", image(number)))
         for index in range(1 + number % questions):
             question = QUESTIONS[(number + index) % len(QUESTIONS)]
             samples.append(

@@ -137,6 +137,7 @@ class _Studies(Source):
             return left_out("study has no report" if shown else "study has neither report nor image")
         if not kept:
             return left_out(f"study has no {wanted} image" if shown else "study has no image")
+        kept = sorted(kept, key=lambda pair: (_projection(pair[1]) != "frontal", pair[0]))
         report = report_columns(self.options, sections(row["text"]))
         if row["fault"]:
             notes.append(f"report: {row['fault']}")
@@ -152,9 +153,7 @@ class _Studies(Source):
                 **shared,
                 "image_ids": [
                     images.file(self.images, name, modality="XR", body_part="CHEST", view=view, **shared)
-                    for name, view in sorted(
-                        kept, key=lambda pair: (_projection(pair[1]) != "frontal", pair[0])
-                    )
+                    for name, view in kept[: self.options.max_images]
                 ],
                 **report,
                 "labels": _labels(row["labels"], notes),

@@ -125,7 +125,8 @@ class _Layout(Source):
                 "split": study.split,
                 "study": study.number,
                 "image_ids": [
-                    images.file(self.images, name, view=view, **about) for name, view in frontal_first
+                    images.file(self.images, name, view=view, **about)
+                    for name, view in frontal_first[: self.options.max_images]
                 ],
                 **report,
                 "labels": _labels(study.mesh),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from PIL import Image
 
 from radloop.artifact import Artifact
 from radloop.config import EvaluationConfig, ModelConfig
@@ -14,7 +17,7 @@ from radloop.evaluation import EvaluationReport, evaluate
 from radloop.evaluation.page import render
 from radloop.evaluation.predict import predict
 from radloop.evaluation.run import score_all
-from tests.unit.scripted import CONFIG, Scripted, habit, half, prepared, report, sees
+from tests.unit.scripted import CONFIG, Scripted, habit, half, prepared, report, sees, with_image_sets
 
 
 def page_of(data: PreparedData, found: EvaluationReport) -> str:
@@ -53,6 +56,20 @@ def test_the_page_shows_figures_and_verdicts() -> None:
     assert "champion" in page
     assert page.count("data:image/png") >= 2 + 6 + 6  # two charts, and examples
     assert not re.search(r"(src|href)=\"?http", page)  # opens without a network
+
+
+def test_the_page_shows_all_images_of_a_question() -> None:
+    data = with_image_sets(prepared(num_test=2))
+    train = data.samples.slice(4)
+    samples = pa.concat_tables([data.samples.slice(0, 1), data.samples.slice(3, 1), train])
+    data = PreparedData(data.images, samples, data.fingerprint)
+    page = page_of(data, report(data, base=habit, tuned=sees))
+    (picture,) = re.findall(r'class="card"><img src="data:image/png;base64,([^"]+)"', page)
+    shown = Image.open(io.BytesIO(base64.b64decode(picture)))
+    assert shown.size == (16, 8)
+    for place, name in enumerate(["image1", "image0"]):
+        assert shown.crop((8 * place, 0, 8 * place + 8, 8)).tobytes() == data.image(name).tobytes()
+    assert page.count('class="card"><div>') == 1  # of the question without an image
 
 
 def test_the_page_does_without_what_cannot_be_computed() -> None:

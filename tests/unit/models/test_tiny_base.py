@@ -140,18 +140,19 @@ def test_the_template_marks_what_the_assistant_says(loaded: Loaded) -> None:
 
 def test_training_saw_what_the_processor_and_llava_make_of_a_picture(loaded: Loaded) -> None:
     made = unseen(3)
-    pixels = loaded.family.pixels(loaded.processor, [picture(phantom) for phantom in made])
+    pictures = [picture(phantom) for phantom in made]
+    pixels = torch.cat([loaded.family.read(loaded.processor, image)["pixel_values"] for image in pictures])
     for phantom, expected in zip(made, pixels, strict=True):
         torch.testing.assert_close(normalise(phantom.pixels[None])[0], expected)
     with torch.no_grad():
         features = tower_features(loaded.model.model.vision_tower, pixels)
-    torch.testing.assert_close(features, loaded.encode([picture(phantom) for phantom in made]))
+    torch.testing.assert_close(features, torch.stack([item["image"] for item in loaded.encode(pictures)]))
 
 
 def test_it_sees_the_findings_of_phantoms_it_never_met(loaded: Loaded) -> None:
     made = unseen(24)
     images = {phantom.name: picture(phantom) for phantom in made}
-    requests = [Request(phantom.name, DESCRIBE["caption"][0]) for phantom in made]
+    requests = [Request((phantom.name,), DESCRIBE["caption"][0]) for phantom in made]
     answers = Engine(ModelConfig(base="tiny"), None).answer(images, requests, 80)
     right = [
         (name.removesuffix("s") in answer.text) == (name in phantom.findings)

@@ -10,6 +10,7 @@ from radloop import models
 from radloop.artifact import Artifact
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ModelError
+from radloop.models.packing import Batch, groups
 from radloop.training import finetune
 from radloop.training.adapter import FILES, Adapter
 from tests.unit.tiny import image, prepared, save_base
@@ -32,13 +33,10 @@ def test_it_lives_in_a_folder(adapter: Adapter, tmp_path: Path) -> None:
 
 def test_a_reloaded_adapter_changes_what_the_base_says(adapter: Adapter) -> None:
     base, tuned = models.load(adapter.base), models.load(adapter.base, adapter.folder)
-    prompt = base.prompts.questions(["Which side?"])[0]
+    prompts = base.prompts.questions(["Which side?"], [[(48, 48)]])
+    batch = Batch.of([(group,) for group in groups(["0"], prompts)])
     logits = [
-        loaded.model(
-            input_ids=torch.tensor([prompt.head + prompt.tail]),
-            **loaded.family.image_inputs(loaded.base_model, loaded.encode([image(0)])),
-        ).logits
-        for loaded in (base, tuned)
+        loaded.family.logits(loaded.model, batch, loaded.encode([image(0)])) for loaded in (base, tuned)
     ]
     assert not torch.allclose(*logits, atol=1e-2)
 
@@ -70,6 +68,7 @@ def test_the_record_tells_the_run(adapter: Adapter) -> None:
         "fingerprint": "0123456789abcdef",
         "images": 4,
         "samples": 10,
+        "cut_answers": 0,
         "validation_samples": 3,
     }
     assert record["parameters"]["trained"] == 2 * 2 * (4 * (32 + 32) + 3 * (32 + 64))

@@ -138,6 +138,9 @@ def test_images_are_in_order_frontal_ones_first(tmp_path: Path) -> None:
         (sample,), refs = read(tmp_path, views=wanted)
         assert [refs[key].name[-5:] for key in sample["image_ids"]] == [f"{name}.jpg" for name in order]
         assert sample["notes"] == []
+    (sample,), refs = read(tmp_path, max_images=1)
+    assert [ref.name[-5:] for ref in refs.values()] == ["c.jpg"]
+    assert sample["image_ids"] == list(refs)
 
 
 @pytest.mark.parametrize(

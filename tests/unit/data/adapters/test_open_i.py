@@ -215,6 +215,9 @@ def test_a_kaggle_row_becomes_a_sample_frontal_image_first(tmp_path: Path) -> No
         ("b.png", "FRONTAL"), ("d.png", "FRONTAL"), ("a.png", "LATERAL"), ("c.png", ""),
     ]  # fmt: skip
     assert images[0].columns == {"modality": "XR", "body_part": "CHEST", "view": "FRONTAL", "study": "7"}
+    (sample,), refs = read(tmp_path, max_images=1)
+    assert [refs[key].name for key in sample["image_ids"]] == ["b.png"]
+    assert len(refs) == 1
 
 
 @pytest.mark.parametrize(

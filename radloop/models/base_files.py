@@ -1,0 +1,148 @@
+"""Finding the files of a base model, and refusing those that cannot or must not be loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from radloop import __version__, workspace
+from radloop.config import ModelConfig
+from radloop.errors import ModelError
+from radloop.models.checkpoint_files import read_json, weight_files
+from radloop.models.family import Family
+
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+# Of config.json: what differs with who has saved or loaded it, and which token ends an answer or fills a row.
+_VOLATILE = frozenset(
+    {
+        *("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype"),
+        *("eos_token_id", "sep_token_id", "pad_token_id"),
+    }
+)
+
+
+def name_of(config: ModelConfig) -> str:
+    """Return 'tiny', 'tiny-FAMILY', the hub id, or the last part of the folder's name."""
+    if config.tiny:
+        return f"tiny-{config.family}"
+    if config.base == "tiny" or is_from_hub(config):
+        return config.base
+    return Path(config.base).resolve().name
+
+
+def is_from_hub(config: ModelConfig) -> bool:
+    """Say whether `config.base` is a hub id."""
+    return not config.tiny and config.base != "tiny" and not Path(config.base).is_dir()
+
+
+def locate(config: ModelConfig, family: Family) -> Path:
+    """Return the folder that holds the base, fetched from the hub or made if it has to be."""
+    if config.tiny:
+        return _tiny_folder(config.family, family)
+    if config.base == "tiny":
+        from radloop.models.tiny_base import tiny_base_folder
+
+        return tiny_base_folder()
+    folder = Path(config.base)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or config.base.startswith(".") or config.base.count("/") != 1:
+        raise ModelError(
+            f"base model {config.base}: there is no such folder; give 'tiny', a folder, or a hub id such as "
+            "'llava-hf/llava-1.5-7b-hf'"
+        )
+    import httpx
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(config.base, revision=config.revision, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise ModelError(
+            f"base model {config.base}: is no folder here and cannot be fetched from the hub "
+            f"({type(error).__name__}); give a local folder with its config.json and safetensors files, or "
+            "set model.tiny: true to try the config out with random weights"
+        ) from error
+
+
+def check_files(folder: Path, family: Family, config: ModelConfig) -> None:
+    """Refuse what cannot or must not be loaded, in words of files rather than of Transformers.
+
+    Raises:
+        ModelError: There is no config, it is of another family or of an unsupported kind, or weights are
+            missing, quantised, pickled, or elsewhere.
+    """
+    owner = f"base model {config.base}"
+    content = read_json(folder / "config.json")
+    model_type = content.get("model_type")
+    if model_type != family.model_type:
+        raise ModelError(
+            f"{owner}: is of type {model_type!r}, but model.family {config.family!r} needs "
+            f"{family.model_type!r}"
+        )
+    if content.get("quantization_config"):
+        raise ModelError(
+            f"{owner}: its weights are quantised already, as quantization_config in its config.json says; "
+            "give the unquantised base, and model.precision nf4 or int8 to quantise it while loading"
+        )
+    if content.get("transformers_weights") or (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{owner}: its config.json names a file of weights (transformers_weights), or an adapter lies "
+            "beside it, and Transformers would load those; give the folder of a base alone"
+        )
+    family.require_config(content)
+    weight_files(folder, owner)
+
+
+def weights_sha256(folder: Path, config: ModelConfig) -> str:
+    """Return the hash over the safetensors files of a folder.
+
+    Raises:
+        ModelError: It is not what the config says.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    found = digest.hexdigest()
+    if config.sha256 not in (None, found) and not config.tiny:
+        raise ModelError(
+            f"base model {config.base}: its weights have the hash {found}, but model.sha256 is "
+            f"{config.sha256}; they are others or damaged: fetch them again, or correct model.sha256"
+        )
+    return found
+
+
+def config_sha256(folder: Path) -> str:
+    """Return the hash over config.json, which with the weights decides how a model answers."""
+    content = json.dumps(_lasting(read_json(folder / "config.json")), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lasting(part) for name, part in value.items() if name not in _VOLATILE}
+    return value
+
+
+def _tiny_folder(name: str, family: Family) -> Path:
+    """Return the folder of the family's random weights in the workspace, written when first asked for."""
+    folder = workspace.home() / "tiny" / f"{name}-{__version__}"
+    if folder.is_dir():
+        return folder
+    workspace.require_writable()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    try:
+        family.tiny(scratch)
+        os.replace(scratch, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, and wrote the same
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder

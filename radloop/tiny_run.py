@@ -1,0 +1,112 @@
+"""A run in small: the same pipeline on phantoms in the same layout and a random model of the same family.
+
+It proves on any machine, offline and in minutes, that a config for a large GPU and gated data does
+what it says; its scores mean nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from radloop import workspace
+
+if TYPE_CHECKING:
+    from radloop.config import RunConfig, SourceConfig
+
+_STUDIES = {"train": 8, "validation": 2, "test": 4}
+_LAYOUTS = {"roco": "roco:chest"}  # where not the first of a data set's; see configs/systems
+_TEST_SHARE = 0.2  # of a handful of studies, at least
+_STEPS = 4
+_IMAGES_PER_STEP = 4
+# Random weights are ten times as large as trained ones; so has to be what is learnt, else it is lost where
+# merged weights are rounded to bf16.
+_RATE = 10
+_PIXELS = 96
+_NEW_TOKENS = 8
+_RESAMPLES = 200
+_ELSEWHERE = ("reports", "database", "images")  # options that name places; the phantoms' are found without
+
+
+def shrunk(config: RunConfig) -> RunConfig:
+    """Return the config with phantoms, a random model and few steps; all else stays as it is."""
+    sources = tuple(_phantoms(source, number) for number, source in enumerate(config.data.sources))
+    preprocess, finetune, evaluation = config.preprocess, config.finetune, config.evaluation
+    num_steps = min(finetune.max_steps or _STEPS, _STEPS)
+    few: dict[str, Any] = {
+        "images_per_step": min(finetune.images_per_step, _IMAGES_PER_STEP),
+        "max_steps": num_steps,
+        "learning_rate": _RATE * finetune.learning_rate,
+        "launch": None,
+    }
+    for name in ("warmup_steps", "validate_every"):
+        if (count := getattr(finetune, name)) is not None:
+            few[name] = min(count, num_steps // 2 or 1)
+    small = {
+        "image_size": min(preprocess.image_size, _PIXELS),
+        "test": max(preprocess.test, min(_TEST_SHARE, (1 - preprocess.validation) / 2)),
+    }
+    less = {
+        "max_new_tokens": min(evaluation.max_new_tokens, _NEW_TOKENS),
+        "resamples": min(evaluation.resamples, _RESAMPLES),
+    }
+    changes = {
+        "model_name": f"{config.model_name[:45]}-tiny",
+        "data": config.data.model_copy(update={"sources": sources}),
+        "preprocess": preprocess.model_copy(update=small),
+        "model": config.model.model_copy(update={"tiny": True, "max_pixels": None}),
+        "finetune": finetune.model_copy(update=few),
+        "evaluation": evaluation.model_copy(update=less),
+        "judge": config.judge.model_copy(update={"judge": "offline"}),
+    }
+    return config.model_copy(update=changes)
+
+
+def shrink_file(file: Path) -> Path:
+    """Write a copy of a config file that has `tiny: true`, below the state folder, and return its path.
+
+    Raises:
+        ConfigError: The file holds faults, which are named by their places in it.
+    """
+    from radloop.config import RunConfig
+
+    RunConfig.read(file)
+    content = yaml.safe_load(file.read_text())
+    content["parameters"]["config"]["tiny"] = True
+    copy = workspace.home() / "tiny" / "configs" / file.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(yaml.safe_dump(content, sort_keys=False))
+    return copy
+
+
+def provide_data(config: RunConfig) -> None:
+    """Write the phantoms that a shrunk config reads, unless they are there already."""
+    from radloop.data.phantoms import formats
+
+    if not config.tiny:
+        return
+    for number, source in enumerate(config.data.sources):
+        if source.adapter in formats.REGISTRY and not (folder := _folder(source.adapter, number)).exists():
+            # Written beside and moved, so that a killed run leaves no half of it.
+            half = folder.with_suffix(".half")
+            shutil.rmtree(half, ignore_errors=True)
+            layout = _LAYOUTS.get(source.adapter, source.adapter)
+            formats.write(layout, half, formats.Cohort(**_STUDIES, seed=number))
+            half.rename(folder)
+
+
+def _phantoms(source: SourceConfig, number: int) -> SourceConfig:
+    from radloop.data.phantoms import formats
+
+    if source.adapter not in formats.REGISTRY:
+        return source
+    options = {name: value for name, value in source.options.items() if name not in _ELSEWHERE}
+    place = str(_folder(source.adapter, number))
+    return source.model_copy(update={"path": place, "options": options})
+
+
+def _folder(adapter: str, number: int) -> Path:
+    return workspace.home() / "tiny" / f"{adapter}-{number}"

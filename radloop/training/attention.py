@@ -1,0 +1,45 @@
+"""FlexAttention on GPUs: it skips what the masks of packed rows hide, where other kernels compute it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from radloop.models.loading import Loaded
+
+logger = logging.getLogger(__name__)
+
+
+def use_flex_attention(loaded: Loaded) -> None:
+    """Give the language model FlexAttention, if its family may use it, on a GPU where a trial goes well.
+
+    Args:
+        loaded: A model without LoRA layers yet; changed in place. Its vision layers stay as they are.
+    """
+    family, model = loaded.family, loaded.model
+    if loaded.device.type != "cuda" or not family.flex:
+        return
+    try:
+        _try_out(model.config.get_text_config(), model.dtype, loaded.device)
+        model.set_attn_implementation({"text_config": "flex_attention"})
+    except Exception as error:  # of a compiler, of any kind; there is always the other attention
+        logger.info("finetune: no FlexAttention here (%s), %s is used", error, family.attention)
+
+
+def _try_out(config: Any, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise an error if it does not give what the stock kernel gives, forward and backward."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shape = (2, heads, 200, width)  # of no round length
+    q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    mask = create_block_mask(lambda _b, _h, query, key: query >= key, 2, None, 200, 200, device=str(device))
+    found = torch.compile(flex_attention)(q, k, v, block_mask=mask)
+    expected = scaled_dot_product_attention(q, k, v, is_causal=True)
+    ours = torch.autograd.grad(found.float().square().sum(), (q, k, v))
+    theirs = torch.autograd.grad(expected.float().square().sum(), (q, k, v))
+    for one, other in zip((found, *ours), (expected, *theirs), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05 * float(other.abs().max()))

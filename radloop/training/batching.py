@@ -1,0 +1,168 @@
+"""Which samples a step trains on, and in which forward passes: a function of seed and step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from radloop.models.packing import Group, Row, fill_rows
+from radloop.training.examples import Examples, ImageSet
+from radloop.training.losses import Weighting, total_weight
+from radloop.training.processes import deal
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one optimiser step reads.
+
+    Attributes:
+        sets: The image sets.
+        shares: For each process its groups of them, in the rows of each forward pass.
+    """
+
+    sets: list[ImageSet]
+    shares: list[list[list[Row]]]
+
+    def passes_of(self, process: int) -> list[tuple[list[Row], int]]:
+        """Return the passes of a process, and how often each counts.
+
+        All processes take part in equally many passes, because their gradients meet in each: whoever
+        has fewer repeats the shortest row, which then does not count.
+        """
+        company = [min((row for rows in self._passes for row in rows), key=row_length)]
+        own = self.shares[process]
+        missing = max(map(len, self.shares)) - len(own)
+        return [(rows, 1) for rows in own] + [(company, 0)] * missing
+
+    def total_weight(self, weighting: Weighting) -> int:
+        """Return what the answer tokens of all passes weigh together."""
+        return sum(total_weight(rows, weighting) for rows in self._passes)
+
+    @property
+    def _passes(self) -> list[list[Row]]:
+        return [rows for share in self.shares for rows in share]
+
+    @cached_property
+    def num_samples(self) -> int:
+        return sum(len(group.tails) for group in groups_of(self.sets))
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(len(group) for rows in self._passes for row in rows for group in row)
+
+
+class Batches:
+    """The batches of a run; every epoch has every image set once, in an order of its own.
+
+    Nothing here changes from step to step, so a run that is taken up again goes on as it would have.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        images_per_step: int,
+        tokens_per_pass: int | None,
+        share_rows: bool,
+        seed: int,
+        num_processes: int = 1,
+    ) -> None:
+        """Prepare the batches.
+
+        Args:
+            examples: Not empty.
+            images_per_step: Image sets in one batch; the last one of an epoch may have fewer.
+            tokens_per_pass: See `split_passes`.
+            share_rows: See `split_passes`.
+            seed: Of the orders.
+            num_processes: That share each batch.
+        """
+        self._sets = examples.sets
+        self._images_per_step = images_per_step
+        self._tokens_per_pass = tokens_per_pass
+        self._share_rows = share_rows
+        self._seed = seed
+        self._num_processes = num_processes
+        self.steps_per_epoch = math.ceil(len(examples.sets) / images_per_step)
+
+    def epoch_of(self, step: int) -> int:
+        """Return the epoch, from 0, of a step, from 1."""
+        return (step - 1) // self.steps_per_epoch
+
+    def of(self, step: int) -> StepBatch:
+        """Return the batch of a step, from 1."""
+        order = np.random.default_rng([self._seed, self.epoch_of(step)]).permutation(len(self._sets))
+        start = (step - 1) % self.steps_per_epoch * self._images_per_step
+        return self._batch([self._sets[n] for n in order[start : start + self._images_per_step]])
+
+    def in_order(self) -> list[StepBatch]:
+        """Return the batches of one pass over the data as it is."""
+        size = self._images_per_step
+        return [self._batch(self._sets[at : at + size]) for at in range(0, len(self._sets), size)]
+
+    def _batch(self, sets: list[ImageSet]) -> StepBatch:
+        shares = [
+            split_passes(groups, self._tokens_per_pass, self._share_rows) if groups else []
+            for groups in deal(groups_of(sets), self._num_processes)
+        ]
+        return StepBatch(sets, shares)
+
+
+def split_passes(groups: Sequence[Group], tokens_per_pass: int | None, share_rows: bool) -> list[list[Row]]:
+    """Arrange groups in rows, and these in forward passes of bounded size.
+
+    Args:
+        groups: In any order, not empty.
+        tokens_per_pass: Most tokens, padding included, in one pass. A group with more is taken apart;
+            only a single pair may still have more. None: all in one pass.
+        share_rows: Whether groups that are together no longer than the longest share a row.
+    """
+    if tokens_per_pass is not None:
+        groups = [part for group in groups for part in split_group(group, tokens_per_pass)]
+    rows = fill_rows(groups, max(map(len, groups))) if share_rows else [(group,) for group in groups]
+    rows.sort(key=row_length, reverse=True)  # rows of like length together: less padding
+    passes: list[list[Row]] = [[]]
+    for row in rows:
+        if tokens_per_pass and passes[-1]:
+            num_tokens = (len(passes[-1]) + 1) * row_length(passes[-1][0])
+            if num_tokens > tokens_per_pass:
+                passes.append([])
+        passes[-1].append(row)
+    return passes
+
+
+def split_group(group: Group, max_tokens: int) -> list[Group]:
+    """Take a group apart, each part with the whole head, so that none is longer than `max_tokens`.
+
+    A part has at least one tail, so it may be longer than that.
+    """
+    parts: list[list[int]] = [[]]
+    length = len(group.head)
+    for place, pair in enumerate(group.tails):
+        if parts[-1] and length + len(pair.tail) > max_tokens:
+            parts.append([])
+            length = len(group.head)
+        parts[-1].append(place)
+        length += len(pair.tail)
+    if len(parts) == 1:
+        return [group]
+    return [
+        replace(
+            group, tails=tuple(group.tails[n] for n in part), numbers=tuple(group.numbers[n] for n in part)
+        )
+        for part in parts
+    ]
+
+
+def groups_of(sets: Sequence[ImageSet]) -> list[Group]:
+    """Return the groups of all sets."""
+    return [group for found in sets for group in found.groups]
+
+
+def row_length(row: Row) -> int:
+    """Return the number of tokens of a row."""
+    return sum(map(len, row))

@@ -1,0 +1,213 @@
+"""Training in several processes: a job in a folder that `accelerate launch` runs.
+
+`launch` writes the job, starts it and reads the adapter back; `python -m radloop.training.job FOLDER`
+is what each of the processes does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from accelerate import PartialState
+
+from radloop import errors
+from radloop.config import FinetuneConfig, ModelConfig
+from radloop.data.prepared import PreparedData
+from radloop.errors import ConfigError, RadloopError, TrainingError
+from radloop.training.adapter import Adapter
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[dict[str, float]], None]
+
+_JOB, _EVENTS, _LAUNCHER, _ADAPTER = "job.json", "events.jsonl", "launcher.log", "adapter"
+_POLL_S = 0.1
+_STOP_S = 30.0  # that processes get to end
+_LINES = 15  # of a process that failed
+# How torchrun names the process that failed first, which the others only followed.
+_ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
+
+
+def launch(
+    data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int, on_step: OnStep | None
+) -> Adapter:
+    """Train in the processes that `config.launch` names; see `radloop.training.finetune`.
+
+    Raises:
+        ConfigError: There is no such file.
+        TrainingError: A process failed, with its last lines.
+        RadloopError: Whatever the training itself raises.
+    """
+    if config.launch is None or not config.launch.is_file():
+        raise ConfigError(
+            f"finetune.launch: {config.launch} is no file; name one such as "
+            "configs/accelerate/multi_gpu.yaml, or write your own with `accelerate config --config_file FILE`"
+        )
+    owner = tempfile.TemporaryDirectory(prefix="radloop-job-")
+    folder = Path(owner.name)
+    write(folder, data, model, config, seed)
+    program = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config.launch)]
+    with (folder / _LAUNCHER).open("wb") as log, (folder / _EVENTS).open() as events:
+        process = subprocess.Popen(
+            [*program, "-m", "radloop.training.job", str(folder)],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # so that a stop reaches the launcher and all that it started
+        )
+        try:
+            _follow(process, events, on_step)
+        finally:
+            _stop(process)
+    if process.returncode or not (folder / _ADAPTER).is_dir():
+        raise _failure(folder, process.returncode)
+    return Adapter(folder / _ADAPTER, owner)
+
+
+def write(folder: Path, data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> None:
+    """Write a job into an existing folder."""
+    (folder / "data").mkdir()
+    data.save(folder / "data")
+    settings = {
+        "model": model.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+    }
+    (folder / _JOB).write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / _EVENTS).touch()
+
+
+def run(folder: Path) -> None:
+    """Do a process' part of the job in `folder`; the first process writes the adapter and the events there.
+
+    Raises:
+        RadloopError: See `radloop.training.finetune`; it is also left in the folder.
+    """
+    from radloop.training import loop
+
+    PartialState(cpu=not torch.cuda.is_available())  # finds this process' device, which models are loaded to
+    rank = int(os.environ.get("RANK", 0))
+    job = json.loads((folder / _JOB).read_text())
+    try:
+        with _events(folder / _EVENTS, told=rank == 0) as on_step:
+            adapter = loop.finetune(
+                PreparedData.load(folder / "data"),
+                ModelConfig(**job["model"]),
+                FinetuneConfig(**job["config"]),
+                job["seed"],
+                on_step,
+            )
+    except RadloopError as error:
+        content = {"kind": type(error).__name__, "message": error.message}
+        (folder / f"error-{rank}.json").write_text(json.dumps(content))
+        raise
+    if rank == 0:
+        scratch = folder / "adapter.writing"
+        scratch.mkdir()
+        adapter.save(scratch)
+        scratch.rename(folder / _ADAPTER)
+
+
+@contextmanager
+def _events(file: Path, told: bool) -> Iterator[OnStep | None]:
+    """Hand out what writes the facts of a step into `file`; radloop's log lines go there as well."""
+    if not told:
+        yield None
+        return
+    with file.open("a") as events:
+
+        def tell(event: dict[str, Any]) -> None:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                tell({"level": record.levelno, "message": record.getMessage()})
+
+        handler, ours = Handler(), logging.getLogger("radloop")
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        try:
+            yield lambda facts: tell({"facts": facts})
+        finally:
+            ours.removeHandler(handler)
+
+
+def _follow(process: subprocess.Popen[bytes], events: IO[str], on_step: OnStep | None) -> None:
+    """Pass on what the first process tells, until the launcher ends."""
+    begun = ""
+    ended = False
+    while not ended:
+        ended = process.poll() is not None
+        *lines, begun = (begun + events.read()).split("\n")
+        for event in map(json.loads, lines):
+            if "message" in event:
+                logger.log(event["level"], "%s", event["message"])
+            elif on_step is not None:
+                on_step(event["facts"])
+        if not ended:
+            time.sleep(_POLL_S)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher that still runs, with its processes: the caller was interrupted, or `on_step` failed."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, how)
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _failure(folder: Path, exit_code: int) -> RadloopError:
+    """Return the error that a process raised, or what it said before it ended."""
+    told = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime)
+    if told:
+        content = json.loads(told[0].read_text())
+        kind: type[RadloopError] = getattr(errors, content["kind"])
+        return kind(content["message"])
+    output = (folder / _LAUNCHER).read_text(errors="replace")
+    cause = _ROOT_CAUSE.search(output)
+    rank, code = (int(cause[1]), int(cause[2])) if cause else (0, exit_code)
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    log = folder / f"rank-{rank}.log"
+    last = _last_lines(log.read_text(errors="replace") if log.is_file() else "") or _last_lines(output)
+    return TrainingError(
+        f"finetune: process {rank} of the launched ones {how}; the same run, started again, goes on from the "
+        f"last checkpoint. Its last lines:\n{last}"
+    )
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.rstrip().splitlines()[-_LINES:])
+
+
+def main(folder: Path) -> int:
+    """Run one process of a job; what it prints goes into a file of its own. Returns the exit code."""
+    rank = int(os.environ.get("RANK", 0))
+    with (folder / f"rank-{rank}.log").open("wb") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    try:
+        run(folder)
+    except RadloopError as error:
+        error.show()
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,49 @@
+"""The last layer, computed for no more tokens than those whose output is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_TOKEN_BY_TOKEN = ("mlp", "self_attn.o_proj")  # of a layer; attention itself needs the other tokens
+
+
+@contextmanager
+def only_at(model: Any, predicts: torch.Tensor) -> Iterator[None]:
+    """Let the last layer compute its MLP and what follows attention at some tokens alone, in this block.
+
+    Answers are short, so that is most of what the layer costs. Elsewhere its output is wrong, where
+    nothing reads it: the loss and its gradients are the same. Not done with gradient checkpointing,
+    which computes layers again after the block.
+
+    Args:
+        model: The Transformers model itself.
+        predicts: Bool, shape (rows, tokens), where the output is read.
+    """
+    parts = [] if model.is_activation_checkpointing else _parts(model)
+    places = predicts.flatten().nonzero().squeeze(1) if parts else predicts
+
+    def gather(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return inputs[0].flatten(0, 1).index_select(0, places)[None], *inputs[1:]
+
+    def scatter(_module: Any, _inputs: Any, found: torch.Tensor) -> torch.Tensor:
+        whole = found.new_zeros(predicts.numel(), found.shape[-1]).index_copy(0, places, found[0])
+        return whole.view(*predicts.shape, -1)
+
+    hooks = [part.register_forward_pre_hook(gather) for part in parts]
+    hooks += [part.register_forward_hook(scatter) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _parts(model: Any) -> list[torch.nn.Module]:
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None:
+        return []
+    return [part for name, part in layers[-1].named_modules() if name in _TOKEN_BY_TOKEN]

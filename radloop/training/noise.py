@@ -1,0 +1,57 @@
+"""NEFTune: noise on what the language model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from radloop.models.packing import Row
+
+
+class EmbeddingNoise:
+    """Adds uniform noise in +-alpha / sqrt(length * width) to the embeddings of text tokens.
+
+    The length is that of the token's own pair with its head, so that packing makes the noise no
+    smaller. Image tokens get none: their embeddings are replaced by the image's features. The noise
+    is drawn from torch's global generator.
+
+    Source: Jain et al., NEFTune: Noisy Embeddings Improve Instruction Finetuning, ICLR 2024.
+    """
+
+    def __init__(self, model: Any, alpha: float) -> None:
+        self._embeddings = model.get_input_embeddings()
+        self._alpha = alpha
+
+    @contextmanager
+    def on(self, rows: Sequence[Row]) -> Iterator[None]:
+        """Add noise to the forward passes of `rows` in this block."""
+        if not self._alpha:
+            yield
+            return
+        lengths = pad_sequence([_lengths(row) for row in rows], batch_first=True, padding_value=1.0)
+
+        def add(_module: Any, _inputs: Any, embeddings: torch.Tensor) -> torch.Tensor:
+            size = self._alpha / (lengths.to(embeddings.device) * embeddings.shape[-1]).sqrt()
+            noise = torch.empty_like(embeddings).uniform_(-1, 1)
+            return embeddings + noise * size[..., None].to(embeddings.dtype)
+
+        hook = self._embeddings.register_forward_hook(add)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def _lengths(row: Row) -> torch.Tensor:
+    """Return for each token of a row the length of its pair; for a head the mean over its pairs."""
+    lengths: list[float] = []
+    for group in row:
+        tails = [len(pair.tail) for pair in group.tails]
+        lengths += [len(group.head) + sum(tails) / len(tails)] * len(group.head)
+        for tail in tails:
+            lengths += [len(group.head) + tail] * tail
+    return torch.tensor(lengths)

@@ -1,0 +1,60 @@
+"""Which shortcuts a run may take without changing what it learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from radloop.config import FinetuneConfig
+from radloop.errors import ConfigError
+from radloop.models.family import Family
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What null in a config comes to.
+
+    Attributes:
+        cache_features: An image's features are computed once.
+        in_graph: They are computed with gradient, because layers before them are trained.
+    """
+
+    cache_features: bool
+    in_graph: bool
+
+
+def make_plan(family: Family, config: FinetuneConfig) -> Plan:
+    """Settle what a config leaves open.
+
+    Raises:
+        ConfigError: A group of layers is unknown, or a shortcut is asked for that would not be exact; the
+            message lists all faults.
+    """
+    faults = target_faults(family, config)
+    upstream = [name for name in config.targets if _group_of(name) in family.upstream]
+    if config.cache_features and upstream:
+        faults.append(
+            f"finetune.cache_features: got true, but finetune.targets has {', '.join(upstream)}, whose "
+            "training changes the features; leave it out, or train other groups"
+        )
+    if faults:
+        raise ConfigError("\n".join(faults))
+    exact = not upstream and not config.augment
+    return Plan(
+        cache_features=config.cache_features is not False and exact,
+        in_graph=bool(upstream),
+    )
+
+
+def target_faults(family: Family, config: FinetuneConfig) -> list[str]:
+    """Return what is wrong with the names of the groups of layers to train."""
+    known = family.targets
+    unknown = [name for name in config.targets if _group_of(name) not in known]
+    if config.targets and not unknown:
+        return []
+    got = f"unknown {', '.join(map(repr, unknown))}" if unknown else "empty"
+    return [f"finetune.targets: {got}; known: {', '.join(known)}"]
+
+
+def _group_of(target: str) -> str:
+    """Return 'attention' of 'attention.q_proj'."""
+    return target.partition(".")[0]

@@ -1,0 +1,271 @@
+"""What a run is going to be, in words: parameters, memory, tokens, time, and the first batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import torch
+
+from radloop import models
+from radloop.config import FinetuneConfig, ModelConfig
+from radloop.data.prepared import PreparedData
+from radloop.errors import ConfigError
+from radloop.models.precision import choose_precision
+from radloop.models.sketch import Sketch, on_meta, sketch
+from radloop.training.adapter import with_lora
+from radloop.training.batching import row_length
+from radloop.training.estimate import Memory, Parameters, Setting, estimate_memory
+from radloop.training.examples import Examples, read_examples
+from radloop.training.loop import require_samples
+from radloop.training.optimizers import make_optimizer
+from radloop.training.plan import make_plan
+from radloop.training.rehearsal import (
+    Part,
+    Timing,
+    TokenCounts,
+    count_tokens,
+    long_step,
+    read_row,
+    time_steps,
+)
+from radloop.training.schedule import count_steps
+
+_WIDTH = 100
+_BAR = 40
+_TAILS = 4  # of the first batch
+_GAP = " ... "
+
+
+def require_trainable(model: ModelConfig, config: FinetuneConfig) -> str:
+    """Make sure that a base can be trained as a config says, without loading it or looking at data.
+
+    Returns:
+        The SHA-256 of its weights.
+
+    Raises:
+        ConfigError: Settings that cannot work with each other, the family or this machine.
+        ModelError: There is no such base, it cannot be used, or has nothing to train.
+    """
+    make_plan(models.get_family(model.family), config)
+    if config.launch is not None and not config.launch.is_file():
+        raise ConfigError(f"finetune.launch: {config.launch} is no file; name one of configs/accelerate")
+    make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    return sketch_with_lora(model, config).reference.sha256
+
+
+def sketch_with_lora(model: ModelConfig, config: FinetuneConfig) -> Sketch:
+    """Return a base with the LoRA layers that it is to have."""
+    base = sketch(model)
+    with on_meta():
+        return dataclasses.replace(base, model=with_lora(base, config).model)
+
+
+def preview(data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> Iterator[str]:
+    """Yield the lines, each part as soon as it is known.
+
+    Raises:
+        RadloopError: What would stop the training, see `radloop.training.finetune`.
+    """
+    plan = make_plan(models.get_family(model.family), config)
+    base = sketch_with_lora(model, config)
+    train, validation = (
+        read_examples(data, split, base.prompts, config.share_prefix, config.max_tokens)
+        for split in ("train", "validation")
+    )
+    require_samples(train, validation, config)
+    setting = Setting(base, data, train, plan, model, config, seed)
+    num_steps = count_steps(config, setting.batches.steps_per_epoch)
+    tokens, parameters = count_tokens(setting), Parameters.of(setting.sketch)
+    yield from _of_parameters(setting, parameters)
+    memory = estimate_memory(setting)
+    yield from _of_memory(setting, memory)
+    yield from _of_tokens(setting, tokens)
+    yield from _of_first_batch(setting)
+    yield from _of_time(setting, validation, tokens, parameters, memory, num_steps)
+
+
+def _of_parameters(setting: Setting, parameters: Parameters) -> Iterator[str]:
+    precision = choose_precision(setting.model, setting.sketch.family)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU, no GPU is found"
+    yield f"base: {setting.sketch.reference.name}, family {setting.model.family}, {precision} on {device}"
+    yield (
+        f"parameters: {parameters.total:,}, of which {parameters.trained:,} are trained "
+        f"({parameters.share:.2%}): {', '.join(setting.config.targets)}"
+    )
+
+
+def _of_memory(setting: Setting, memory: Memory) -> Iterator[str]:
+    where = "the GPU" if torch.cuda.is_available() else "the CPU"
+    yield f"memory: about {_size(memory.total)} of {where}'s, {_size(memory.free)} can be had"
+    for name, size in memory.parts.items():
+        yield f"    {name:<22}{_size(size):>10}"
+    rows = memory.rows
+    yield f"    activations of {len(rows)} rows of {max(map(row_length, rows)):,} tokens, the largest pass"
+    if setting.config.launch:
+        yield "    each of the processes needs this, with shorter passes"
+    if memory.fits:
+        return
+    yield "warning: that does not fit; it would be about"
+    for change, total in _savings(setting, memory):
+        yield f"    {_size(total):>10} with {change}"
+    if shrinks := _image_savings(setting):
+        yield f"    less with {shrinks}"
+
+
+def _savings(setting: Setting, memory: Memory) -> Iterator[tuple[str, int]]:
+    """Yield changes of the config that save at least a twentieth, with the memory that is needed then."""
+    config, model, family = setting.config, setting.model, setting.sketch.family
+    num_tokens = max(len(rows) * max(map(row_length, rows)) for rows in setting.passes())
+    changes: list[tuple[str, dict[str, Any]]] = []
+    if not config.gradient_checkpointing:
+        checkpointing = config.model_copy(update={"gradient_checkpointing": True})
+        changes.append(("finetune.gradient_checkpointing: true", {"config": checkpointing}))
+    for part in (2, 4, 8):
+        fewer = config.model_copy(update={"tokens_per_pass": num_tokens // part})
+        changes.append((f"finetune.tokens_per_pass: {num_tokens // part}", {"config": fewer}))
+    for precision in ("bf16", "nf4"):
+        if precision in family.precisions and choose_precision(model, family) not in (precision, "nf4"):
+            smaller = model.model_copy(update={"precision": precision})
+            changes.append((f"model.precision: {precision}", {"model": smaller}))
+    for name, change in changes:
+        try:
+            total = estimate_memory(_changed(setting, change)).total
+        except ConfigError:  # what it needs is not installed
+            continue
+        if total < 0.95 * memory.total:
+            yield name, total
+
+
+def _changed(setting: Setting, change: dict[str, Any]) -> Setting:
+    if "model" not in change:
+        return dataclasses.replace(setting, **change)
+    return dataclasses.replace(setting, sketch=sketch_with_lora(change["model"], setting.config), **change)
+
+
+def _image_savings(setting: Setting) -> str:
+    """Return what half as large images would do to the longest head, if it does anything."""
+    prompts, data = setting.sketch.prompts, setting.data
+    sizes = {
+        data.size(name) for found in setting.train.sets for group in found.groups for name in group.image_ids
+    }
+    if not sizes:
+        return ""
+    now = {size: sum(prompts.placement(size).runs) for size in sizes}
+    width, height = max(sizes, key=now.__getitem__)
+    half = sum(prompts.placement((width // 2, height // 2)).runs)
+    most = now[width, height]
+    if half >= most:
+        return ""
+    return f"half the preprocess.image_size: {half:,} tokens an image in place of {most:,}"
+
+
+def _of_tokens(setting: Setting, tokens: TokenCounts) -> Iterator[str]:
+    lengths = tokens.lengths
+    limit = setting.config.max_tokens or setting.sketch.prompts.max_tokens
+    smallest, median, most, longest = np.quantile(lengths, (0, 0.5, 0.95, 1)).astype(int)
+    yield (
+        f"tokens per sample: {smallest:,} to {longest:,}, median {median:,}, 95 % up to {most:,}; "
+        f"{tokens.image_share:.0%} are of images"
+    )
+    bars = tokens.bars()
+    largest = max(number for _, _, number in bars)
+    for first, last, number in bars:
+        bar = "#" * round(_BAR * number / largest) or "." * (number > 0)
+        lengths_of_bar = f"{first:,}" if first == last else f"{first:,} - {last:,}"
+        yield f"    {lengths_of_bar:>15}  {number:>9,}  {bar}".rstrip()
+    cut = setting.train.num_cut
+    yield (
+        f"    longest: {tokens.longest}; the limit is {limit:,} tokens, "
+        + (f"{cut:,} answers are cut to keep it" if cut else "nothing is cut")
+    )
+    yield (
+        f"    an epoch: {tokens.epoch:,} tokens in {setting.batches.steps_per_epoch:,} steps, "
+        f"{tokens.plain:,} with a row for each sample: {tokens.plain / tokens.epoch:.1f} x as many"
+    )
+
+
+def _of_first_batch(setting: Setting) -> Iterator[str]:
+    batch = setting.batches.of(1)
+    passes = batch.shares[0]
+    yield (
+        f"first batch: {batch.num_samples:,} samples, forward passes of "
+        f"{', '.join(str(len(rows)) for rows in passes)} rows; its first image, with a loss on what is "
+        "[in brackets]"
+    )
+    head, *tails = read_row(setting, passes[0][0])
+    yield f"    {_shown(head)}"
+    for tail in tails[:_TAILS]:
+        yield f"        {_shown(tail)}"
+    if len(tails) > _TAILS:
+        yield f"        and {len(tails) - _TAILS:,} more about the same"
+
+
+def _shown(parts: list[Part]) -> str:
+    """Return text in one line; where it is too long, the middle of its longest parts is left out."""
+    texts = [part.text.replace("\n", "\\n") for part in parts]
+    room = _WIDTH - 10
+    for left, number in enumerate(sorted(range(len(texts)), key=lambda n: len(texts[n])), start=-len(texts)):
+        texts[number] = _clipped(texts[number], room // -left)
+        room -= len(texts[number])
+    marked = zip(texts, parts, strict=True)
+    return "".join(f"[{text}]" if part.has_loss else text for text, part in marked)
+
+
+def _clipped(text: str, room: int) -> str:
+    if len(text) <= room:
+        return text
+    end = (room - len(_GAP)) // 2
+    return text[:end] + _GAP + text[-end:]
+
+
+def _of_time(
+    setting: Setting,
+    validation: Examples,
+    tokens: TokenCounts,
+    parameters: Parameters,
+    memory: Memory,
+    num_steps: int,
+) -> Iterator[str]:
+    if not memory.fits:
+        yield f"time: not measured, because it does not fit; {num_steps:,} steps"
+    elif seconds := long_step(setting, parameters.total, tokens):
+        yield (
+            f"time: not measured; by its operations each of {num_steps:,} steps takes this CPU about "
+            f"{_duration(seconds)}, all of them {_duration(num_steps * seconds)}"
+        )
+    else:
+        yield from _of_timing(time_steps(setting, validation, tokens))
+        if setting.config.launch:
+            yield "    in one process; those of finetune.launch share each step"
+
+
+def _of_timing(timing: Timing) -> Iterator[str]:
+    yield (
+        f"time: about {_duration(timing.total)}, until {_end(timing.total)} if it started now, by "
+        f"{timing.num_timed} timed steps"
+    )
+    yield f"    {timing.num_steps:,} steps of {timing.step:.2g} s, {timing.samples_per_s:,.0f} samples/s"
+    yield (
+        f"    {_duration(timing.features)} for image features, less where they are kept already; "
+        f"{_duration(timing.validation)} for validation"
+    )
+
+
+def _end(seconds: float) -> str:
+    now = datetime.now().astimezone()
+    end = now + timedelta(seconds=seconds)
+    return end.strftime("%H:%M" if end.date() == now.date() else "%A %Y-%m-%d %H:%M")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"

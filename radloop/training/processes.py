@@ -1,0 +1,111 @@
+"""What the processes of a run share: its steps, its sums, and the forward passes of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from radloop.models.family import base_of
+from radloop.models.loading import Loaded
+from radloop.models.packing import Group
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def make_accelerator(loaded: Loaded) -> Accelerator:
+    """Return the accelerator of this process: alone, or one of those that `accelerate launch` started."""
+    # A question without an image leaves the vision layers without a gradient, where those are trained.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        cpu=loaded.device.type == "cpu", mixed_precision=loaded.mixed_precision, kwargs_handlers=[unused]
+    )
+
+
+class ForwardPass(torch.nn.Module):
+    """Calls any function as the forward pass of a model.
+
+    DDP, FSDP and DeepSpeed act on the forward pass of the module that they are given, while here the
+    parts of a model are called one by one: first what makes features, then what reads them.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        # What FSDP divides layer by layer, for which all processes have to come to a layer equally often:
+        # the language model, and not what makes features of however many images a process has.
+        base = base_of(model)
+        layers = {type(module).__name__ for module in base.get_decoder().modules()}
+        self._no_split_modules = sorted(layers.intersection(base._no_split_modules or ()))
+
+    def forward(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return function(*args, **kwargs)
+
+
+def prepare(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+) -> tuple[Any, Any]:
+    """Return a `ForwardPass` of the model and its optimiser, as the processes need them."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    forward, optimizer = ForwardPass(model), make_optimizer(trained)
+    if accelerator.distributed_type == DistributedType.NO:
+        return forward, accelerator.prepare(optimizer)
+    prepared: tuple[Any, Any] = accelerator.prepare(forward, optimizer)
+    return prepared
+
+
+def can_checkpoint(accelerator: Accelerator) -> bool:
+    """Say whether the first process can get at the whole state of the optimiser: not under DeepSpeed."""
+    is_whole: bool = accelerator.distributed_type != DistributedType.DEEPSPEED
+    return is_whole
+
+
+def deal(groups: Sequence[Group], num_processes: int) -> list[list[Group]]:
+    """Deal groups to processes so that each gets about as many tokens; some may get none.
+
+    The longest first, each to whoever has least. One process gets all in their order.
+    """
+    if num_processes == 1:
+        return [list(groups)]
+    hands: list[list[Group]] = [[] for _ in range(num_processes)]
+    tokens = [0] * num_processes
+    for group in sorted(groups, key=len, reverse=True):
+        least = tokens.index(min(tokens))
+        hands[least].append(group)
+        tokens[least] += len(group)
+    return hands
+
+
+def total(accelerator: Accelerator, values: Sequence[float]) -> list[float]:
+    """Return the sums of `values` over the processes, the same in each of them."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
+    summed: list[float] = accelerator.reduce(tensor, "sum").tolist()
+    return summed
+
+
+def whole(value: Any) -> Any:
+    """Return a nest of values with all of each tensor of which FSDP keeps a part in each process."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(item) for item in value)
+    return value
+
+
+def divided_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return this process' part of a whole tensor, as FSDP divides `parameter`."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)

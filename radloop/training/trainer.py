@@ -1,0 +1,177 @@
+"""The optimiser steps of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from radloop.config import FinetuneConfig
+from radloop.errors import TrainingError
+from radloop.models.loading import Loaded
+from radloop.models.packing import Row
+from radloop.training.batching import Batches, StepBatch, row_length
+from radloop.training.faults import explain_out_of_memory, peak_memory_mb, require_finite
+from radloop.training.losses import summed_loss
+from radloop.training.noise import EmbeddingNoise
+from radloop.training.optimizers import make_optimizer
+from radloop.training.pictures import FeatureSource
+from radloop.training.processes import make_accelerator, prepare, total, whole
+from radloop.training.schedule import count_steps, rate_factor
+from radloop.training.state import Facts, State, restore_optimizer, restore_weights, trained_weights
+from radloop.training.validation import Validation
+
+_SMALLEST_SCALE = 1.0  # of fp16 losses: gradients that overflow at this are not an accident
+
+
+class Trainer:
+    """Takes the steps of a run one by one; `state`, the optimiser and the weights are all it changes."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        config: FinetuneConfig,
+        batches: Batches,
+        source: FeatureSource,
+        validation: Validation | None,
+        seed: int,
+    ) -> None:
+        """Set up optimiser and schedule; the model's LoRA layers are trained in place.
+
+        Raises:
+            ConfigError: See `make_optimizer` and `count_steps`.
+        """
+        self._loaded, self._config, self._seed = loaded, config, seed
+        self._batches, self._source, self._validation = batches, source, validation
+        self.num_steps = count_steps(config, batches.steps_per_epoch)
+        self.state = State()
+        self.accelerator = make_accelerator(loaded)
+        self.forward, self.optimizer = prepare(
+            self.accelerator, loaded.model, partial(make_optimizer, config)
+        )
+        self._trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+        self._noise = EmbeddingNoise(loaded.base_model, config.neftune_alpha)
+        if config.gradient_checkpointing:
+            loaded.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def steps(self) -> Iterator[tuple[Facts, int]]:
+        """Take the steps that are left; yield the facts of each and its number of samples."""
+        self._loaded.model.train()
+        while self.state.step < self.num_steps and not self.state.is_out_of_patience(self._config):
+            yield self._step(self.state.step + 1)
+
+    def keep_best(self) -> int:
+        """Put the weights to be kept into the model and return the step that they are of."""
+        best = self.state.best
+        if best is None or best.weights is None:
+            return self.state.step
+        restore_weights(self._loaded.model, best.weights)
+        return best.step
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return all that a run needs to go on from here; every process has to ask for it."""
+        scaler = self.accelerator.scaler
+        return {
+            "weights": trained_weights(self._loaded.model),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "state": self.state.content(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from what `checkpoint` returned."""
+        restore_weights(self._loaded.model, checkpoint["weights"])
+        restore_optimizer(self.optimizer, checkpoint["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint["scaler"])
+        self.state = State.of(checkpoint["state"])
+
+    def _step(self, step: int) -> tuple[Facts, int]:
+        start = time.perf_counter()
+        where = f"at step {step} of {self.num_steps}"
+        torch.manual_seed(step_seed(self._seed, step, self.accelerator.process_index))
+        batch = self._batches.of(step)
+        rate = self._config.learning_rate * rate_factor(step, self.num_steps, self._config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._add_gradients(step, batch, where)
+        norm = self._update(rate, loss, batch, where)
+        seconds = time.perf_counter() - start
+        facts = {
+            "step": step,
+            "epoch": step / self._batches.steps_per_epoch,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "samples_per_s": batch.num_samples / seconds,
+            "tokens_per_s": batch.num_tokens / seconds,
+            "memory_mb": peak_memory_mb(self._loaded.device),
+        }
+        self.state.step = step
+        if self._validation is not None and self._is_due(step):
+            facts |= self._validate(self._validation, where)
+        self.state.history.append(facts)
+        return facts, batch.num_samples
+
+    def _add_gradients(self, step: int, batch: StepBatch, where: str) -> float:
+        """Add up the gradients of the step's loss, pass by pass, and return the loss."""
+        features = self._source.training(self._batches.epoch_of(step))
+        accelerator, weighting = self.accelerator, self._config.loss
+        weight = batch.total_weight(weighting)
+        passes = batch.passes_of(accelerator.process_index)
+        losses = []
+        for number, (rows, counts) in enumerate(passes, start=1):
+            is_last = accelerator.sync_gradients = number == len(passes)  # DeepSpeed takes its step then
+            meet = nullcontext() if is_last else accelerator.no_sync(self.forward)
+            with meet, explain_out_of_memory(f"{where}, in a pass of {_size(rows)}", self._loaded.device):
+                with accelerator.autocast(), self._noise.on(rows):
+                    loss = (
+                        self.forward(summed_loss, self._loaded, features, rows, weighting) * counts / weight
+                    )
+                # The processes' gradients are averaged where they are to be added.
+                accelerator.backward(loss * accelerator.num_processes)
+            losses.append(loss.detach())
+        return total(accelerator, [torch.stack(losses).sum().item()])[0]
+
+    def _update(self, rate: float, loss: float, batch: StepBatch, where: str) -> float:
+        """Take the optimiser's step, unless something is not finite; return the norm before clipping."""
+        samples = [sample_id for found in batch.sets for sample_id in found.sample_ids]
+        where = f"{where} (learning rate {rate:.2g})"
+        require_finite("the loss", loss, where, samples)
+        norm = float(whole(self.accelerator.clip_grad_norm_(self._trained, self._config.max_grad_norm)))
+        scaler = self.accelerator.scaler
+        if scaler is None or scaler.get_scale() <= _SMALLEST_SCALE:  # else it skips the step and scales down
+            require_finite("the gradient norm", norm, where, samples)
+        with explain_out_of_memory(where, self._loaded.device):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _is_due(self, step: int) -> bool:
+        every = self._config.validate_every or self._batches.steps_per_epoch
+        return step % every == 0 or step == self.num_steps
+
+    def _validate(self, validation: Validation, where: str) -> Facts:
+        with explain_out_of_memory(f"{where}, in validation", self._loaded.device):
+            facts = validation.measure(self.accelerator, self.forward)
+        if not np.isfinite(facts["validation_loss"]):
+            raise TrainingError(
+                f"finetune: the validation loss is {facts['validation_loss']} {where}; lower "
+                "finetune.learning_rate. Checkpoints written before are kept"
+            )
+        self.state.judge(facts, self._loaded.model, self._config)
+        return facts
+
+
+def step_seed(seed: int, step: int, process: int = 0) -> int:
+    """Return a seed for what a step draws in a process, the same however the run came to it."""
+    return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _size(rows: list[Row]) -> str:
+    return f"{len(rows)} rows of {max(map(row_length, rows)):,} tokens"

@@ -1,0 +1,93 @@
+"""FlexAttention is taken for training on a GPU alone, and only after a trial."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from radloop import models
+from radloop.config import ModelConfig
+from radloop.models import REGISTRY, get_family, packing
+from radloop.models.loading import Loaded
+from radloop.models.packing import Batch
+from radloop.training import attention
+from radloop.training.attention import use_flex_attention
+from tests.unit.tiny import ANSWERS, QUESTIONS, image, save_base
+
+
+@pytest.fixture
+def loaded(tmp_path: Any) -> Loaded:
+    return models.load(ModelConfig(base=str(save_base(tmp_path))))
+
+
+def kinds(loaded: Loaded) -> tuple[str, str]:
+    config = loaded.model.config
+    return config.text_config._attn_implementation, config.vision_config._attn_implementation
+
+
+def test_a_cpu_keeps_the_stock_attention(loaded: Loaded) -> None:
+    use_flex_attention(loaded)
+    assert kinds(loaded) == ("sdpa", "sdpa")
+
+
+def test_a_gpu_gets_it_for_the_language_model_after_a_trial(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    monkeypatch.setattr(attention, "_try_out", lambda *arguments: tried.append(arguments))
+    use_flex_attention(loaded)
+    assert (kinds(loaded), len(tried)) == (("flex_attention", "sdpa"), 1)
+
+
+def test_where_the_trial_fails_all_stays_as_it_was(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    monkeypatch.setattr(attention, "_try_out", fail)
+    with caplog.at_level(logging.INFO):
+        use_flex_attention(loaded)
+    assert kinds(loaded) == ("sdpa", "sdpa")
+    assert "no FlexAttention here (no compiler), sdpa is used" in caplog.text
+
+
+def test_a_family_with_dense_masks_keeps_the_stock_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = {name for name in REGISTRY if not get_family(name).flex}
+    assert dense == {"blip", "gemma3", "mllama"}
+    get_family("mllama").tiny(tmp_path)
+    mllama = models.load(ModelConfig(family="mllama", base=str(tmp_path)))
+    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    monkeypatch.setattr(attention, "_try_out", lambda *arguments: None)
+    use_flex_attention(mllama)
+    assert kinds(mllama) == ("sdpa", "sdpa")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", [name for name in REGISTRY if get_family(name).flex])
+def test_packed_rows_have_the_same_logits_with_it(name: str, tmp_path: Path) -> None:
+    family = get_family(name)
+    family.tiny(tmp_path)
+    loaded = models.load(ModelConfig(family=name, base=str(tmp_path)))
+    images = [image(0), image(1, (72, 48))]
+    groups = []
+    for number, shown in enumerate(images):
+        tokens = loaded.prompts.pairs(QUESTIONS[:3], ANSWERS[:3], [[shown.size]] * 3)
+        groups += packing.groups([str(number)], tokens)
+    batch = Batch.of([tuple(groups), tuple(groups[:1])])
+    features = loaded.encode([*images, images[0]])
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        expected = family.logits(loaded.model, batch, features)
+        try:
+            loaded.model.set_attn_implementation({"text_config": "flex_attention"})
+        except ValueError as error:
+            pytest.skip(str(error))  # then training stays with the stock attention
+        assert loaded.model.config.get_text_config()._attn_implementation == "flex_attention"
+        found = family.logits(loaded.model, batch, features)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,133 @@
+"""Runs that cannot go on stop with one message that says where, with what, and what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from radloop.config import FinetuneConfig, ModelConfig
+from radloop.errors import TrainingError
+from radloop.training import finetune, trainer, validation
+from radloop.training.faults import explain_out_of_memory, peak_memory_mb, require_finite
+from radloop.training.losses import summed_loss
+from tests.unit.tiny import prepared, save_base
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    return ModelConfig(base=str(save_base(tmp_path_factory.mktemp("base"))))
+
+
+def run(base: ModelConfig, **settings: Any) -> list[dict[str, float]]:
+    chosen = {"rank": 4, "images_per_step": 2, "max_steps": 6} | settings
+    found: list[dict[str, float]] = []
+    finetune(prepared(4, 1), base, FinetuneConfig(**chosen), seed=0, on_step=found.append)
+    return found
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000 bytes."),
+    ],
+)
+def test_too_little_memory_names_what_takes_less(error: Exception) -> None:
+    with (
+        pytest.raises(
+            TrainingError, match=r"out of memory at step 3, after a peak of [\d,]+ MB; lower"
+        ) as caught,
+        explain_out_of_memory("at step 3", CPU),
+    ):
+        raise error
+    for name in ("tokens_per_pass", "gradient_checkpointing", "model.precision: nf4"):
+        assert name in caught.value.message
+
+
+def test_a_real_failed_allocation_is_one() -> None:
+    with pytest.raises(TrainingError, match="out of memory"), explain_out_of_memory("here", CPU):
+        torch.empty(2**60)
+
+
+def test_other_errors_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory("here", CPU):
+        raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.parametrize("where", [trainer, validation])
+def test_a_pass_that_does_not_fit_is_named(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch, where: Any
+) -> None:
+    def fail(*arguments: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled() or where is trainer:
+            raise torch.OutOfMemoryError
+        return summed_loss(*arguments)
+
+    monkeypatch.setattr(where, "summed_loss", fail)
+    words = r"in a pass of \d rows of \d+ tokens" if where is trainer else "in validation"
+    with pytest.raises(TrainingError, match=rf"out of memory at step \d of 6, {words}, after a peak"):
+        run(base)
+
+
+def test_memory_is_that_of_the_process() -> None:
+    now = psutil.Process().memory_info().rss / 1e6
+    assert 0.99 * now < peak_memory_mb(CPU) < 50 * now
+
+
+def test_what_is_not_finite_names_step_and_samples() -> None:
+    require_finite("the loss", 1.0, "at step 2", ["a"])
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 2, with the samples a, b; lower"):
+        require_finite("the loss", float("nan"), "at step 2", ["a", "b"])
+    with pytest.raises(TrainingError, match=r"samples 0, .*, 19 and 5 more; lower"):
+        require_finite("the loss", float("inf"), "at step 2", [str(n) for n in range(25)])
+
+
+@pytest.mark.parametrize(("name", "factor"), [("loss", float("nan")), ("gradient norm", 1.0)])
+def test_a_step_that_is_not_finite_is_not_taken(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch, name: str, factor: float
+) -> None:
+    calls = 0
+
+    def spoilt(loaded: Any, *arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = summed_loss(loaded, *arguments)
+        if calls != 4:
+            return loss
+        if name == "gradient norm":  # a gradient of 0 * inf, behind a loss that is fine
+            weight = next(p for p in loaded.model.parameters() if p.requires_grad)
+            return loss + torch.sqrt((weight * 0).sum())
+        return loss * factor
+
+    monkeypatch.setattr(trainer, "summed_loss", spoilt)
+    taken: list[dict[str, float]] = []
+    with pytest.raises(TrainingError) as caught:
+        finetune(
+            prepared(8),
+            base,
+            FinetuneConfig(rank=4, images_per_step=2, max_steps=6),
+            seed=0,
+            on_step=taken.append,
+        )
+    assert len(taken) == 3
+    message = caught.value.message
+    assert f"the {name} is nan at step 4 of 6 (learning rate " in message
+    assert "with the samples sample-" in message
+    assert "The step is not taken" in message
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def spoilt(*arguments: Any) -> torch.Tensor:
+        return summed_loss(*arguments) * float("nan")
+
+    monkeypatch.setattr(validation, "summed_loss", spoilt)
+    with pytest.raises(TrainingError, match="the validation loss is nan at step 2 of 6"):
+        run(base)
