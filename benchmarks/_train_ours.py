@@ -14,6 +14,7 @@ from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.training import finetune
+from radloop.training.examples import read_examples
 
 
 def main(model: dict[str, Any], data: str, out: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def main(model: dict[str, Any], data: str, out: str, settings: dict[str, Any], s
     adapter.save(Path(out))
     return {
         "seconds": seconds,
+        "training_seconds": adapter.record["seconds"] + _tokenizing_seconds(prepared, ModelConfig(**model)),
         "samples": round(prepared.split("train").num_rows * config.epochs),
         "trained_parameters": adapter.record["parameters"]["trained"],
         "tokens": _tokens(prepared, ModelConfig(**model)),
@@ -44,6 +46,14 @@ def main(model: dict[str, Any], data: str, out: str, settings: dict[str, Any], s
 def _train_only(prepared: PreparedData) -> PreparedData:
     """Return the data without its validation split, which the other side does not look at while it trains."""
     return PreparedData(prepared.images, prepared.split("train"), prepared.fingerprint)
+
+
+def _tokenizing_seconds(prepared: PreparedData, model: ModelConfig) -> float:
+    """Time what radloop does before its first step and the other side in each of its steps."""
+    prompts = models.load(model).prompts
+    start = time.monotonic()
+    read_examples(prepared, "train", prompts, share_prefix=True)
+    return time.monotonic() - start
 
 
 def _tokens(prepared: PreparedData, model: ModelConfig) -> dict[str, Any]:

@@ -81,11 +81,14 @@ def main(
             dataloader_num_workers=0,  # two cores: a worker takes one of them from the training
         ),
     )
+    begin = time.monotonic()
     trainer.train()
+    training_seconds = time.monotonic() - begin
     seconds = time.monotonic() - start
     trainer.save_model(out)
     return {
         "seconds": seconds,
+        "training_seconds": training_seconds,
         "samples": round(len(rows) * trainer.state.epoch),
         "trained_parameters": _trained_parameters(trainer.model),
         "tokens": _tokens(trainer, rows),

@@ -90,7 +90,7 @@ def test_a_killed_process_ends_them_all_and_the_next_start_goes_on(base: ModelCo
 
     with pytest.raises(TrainingError, match=r"process 1 of the launched ones was killed by signal 9; .*goes"):
         finetune(DATA, base, config, seed=0, on_step=kill_the_second)
-    assert not psutil.Process().children(recursive=True)
+    assert not any("RANK" in child.environ() for child in psutil.Process().children(recursive=True))
     begun = steps.copy()
     steps.clear()
     again = finetune(DATA, base, config, seed=0, on_step=lambda facts: steps.append(int(facts["step"])))
