@@ -33,7 +33,7 @@ _QUALITY = [
 
 def test_both_sides_train_the_same(tmp_path: Path) -> None:
     about = machine() | {"load_before": 2.0}
-    speed = train._speed(NAME, PAIRING, 1, tmp_path / "speed")
+    speed = train._speed(NAME, PAIRING, tmp_path / "speed")
     tables = {"speed": [speed], "quality": _QUALITY, "cache": [_ROW]}
     text = to_text(tables, about)
     assert speed["samples_per_s"] > 0
