@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,51 @@ def main(
     rows = _rows(prepared)
     start = time.monotonic()
     transformers.set_seed(seed)
+    trainer = _trainer(model, rows, out, targets, settings, batch, samples_per_step, seed)
+    collate = _Counted(trainer.data_collator)
+    trainer.data_collator = collate
+    begin = time.monotonic()
+    trainer.train()
+    end = time.monotonic()
+    trainer.save_model(out)
+    return {
+        "seconds": end - start,
+        "training_seconds": end - begin,
+        "samples": collate.num_rows,
+        "steps": trainer.state.global_step,
+        "trained_parameters": _trained_parameters(trainer.model),
+        "tokens": _tokens(collate.collate, rows),
+    }
+
+
+class _Counted:
+    """The trainer's collator, which counts the rows that come through."""
+
+    def __init__(self, collate: Callable[..., Any]) -> None:
+        self.collate = collate
+        self.num_rows = 0
+
+    def __call__(self, rows: list[Any]) -> Any:
+        self.num_rows += len(rows)
+        return self.collate(rows)
+
+
+def _trainer(
+    model: str,
+    rows: Any,
+    out: str,
+    targets: str,
+    settings: dict[str, Any],
+    batch: int,
+    samples_per_step: int,
+    seed: int,
+) -> Any:
+    """Return the trainer with its defaults but for what makes both sides train the same; see `main`."""
     processors: Any = transformers.AutoProcessor
     processor = processors.from_pretrained(model)
     # It takes the template's text as it is; the model's processor would put the begin token before it.
     processor.chat_template = "{{ bos_token }}" + processor.chat_template
-    trainer = SFTTrainer(
+    return SFTTrainer(
         model=transformers.AutoModelForImageTextToText.from_pretrained(
             model, dtype=torch.float32, attn_implementation="sdpa"
         ),
@@ -73,7 +114,6 @@ def main(
             gradient_checkpointing=False,
             bf16=False,
             use_cpu=True,
-            optim="adamw_torch",
             save_strategy="no",
             report_to=[],
             logging_steps=10_000,
@@ -81,18 +121,6 @@ def main(
             dataloader_num_workers=0,  # two cores: a worker takes one of them from the training
         ),
     )
-    begin = time.monotonic()
-    trainer.train()
-    training_seconds = time.monotonic() - begin
-    seconds = time.monotonic() - start
-    trainer.save_model(out)
-    return {
-        "seconds": seconds,
-        "training_seconds": training_seconds,
-        "samples": round(len(rows) * trainer.state.epoch),
-        "trained_parameters": _trained_parameters(trainer.model),
-        "tokens": _tokens(trainer, rows),
-    }
 
 
 def _trained_parameters(model: Any) -> int:
@@ -122,15 +150,16 @@ def _rows(prepared: PreparedData) -> Any:
     return datasets.Dataset.from_dict(content, features=features)
 
 
-def _tokens(trainer: Any, rows: Any) -> dict[str, Any]:
-    """Describe the tokens of the first rows: to be held against the other side's."""
-    batch = trainer.data_collator([rows[number] for number in range(8)])
-    ids, labels = batch["input_ids"], batch["labels"]
-    real, with_loss = batch["attention_mask"].bool(), labels != -100
-    return described(
-        [row[chosen].tolist() for row, chosen in zip(ids, real, strict=True)],
-        [row[chosen].tolist() for row, chosen in zip(labels, with_loss, strict=True)],
-    )
+def _tokens(collate: Callable[..., Any], rows: Any) -> dict[str, Any]:
+    """Describe the tokens of all rows: to be held against the other side's."""
+    ids: list[list[int]] = []
+    with_loss: list[list[int]] = []
+    for row in rows:  # one by one, which takes less memory than a step of training
+        batch = collate([row])
+        labels = batch["labels"][0]
+        ids.append(batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist())
+        with_loss.append(labels[labels != -100].tolist())
+    return described(ids, with_loss)
 
 
 if __name__ == "__main__":

@@ -167,11 +167,12 @@ def merge(
 ) -> None:
     """Write a version as one stock checkpoint, adapter and base in one, checked to answer as the two do."""
     from radloop import registry
-    from radloop.training import merging
+    from radloop.answering import AnswerConfig
+    from radloop.training import merged_checkpoint
     from radloop.training.adapter import Adapter
 
     adapter = Adapter.load(registry.adapter_folder(registry.version(name, version)))
-    found = merging.merge(adapter, folder, precision)
+    found = merged_checkpoint.merge(adapter, folder, precision, AnswerConfig.read(adapter.folder))
     typer.echo(
         f"{folder}: {name} version {version} in {found.precision}, for AutoModelForImageTextToText; its "
         f"logits are within {found.max_difference:.1e} of base and adapter, rounding explains "

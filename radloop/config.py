@@ -167,8 +167,12 @@ class ModelConfig(Section):
     """The base model."""
 
     family: str = Field("llava", description="name in radloop.models.REGISTRY")
-    base: str = Field("tiny", description="'tiny' (shipped with radloop), a folder, or a hub id")
-    revision: str | None = Field(None, description="commit of the hub repository")
+    base: str = Field(
+        "tiny", description="'tiny' (shipped with radloop), a folder, or with a revision a hub id"
+    )
+    revision: str | None = Field(
+        None, description="commit of the hub repository; nothing is fetched without, and a folder has none"
+    )
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="what the weights must be, as base.json of an adapter has it; null: not checked"
     )

@@ -31,7 +31,7 @@ class ModelError(RadloopError):
 
 
 class TrainingError(RadloopError):
-    """The optimisation failed; nothing has been written."""
+    """The optimisation failed; there is no adapter, but checkpoints of earlier steps stay."""
 
 
 class RegistryError(RadloopError):

@@ -1,18 +1,21 @@
 """A run in small: the same pipeline on phantoms in the same layout and a random model of the same family.
 
-It proves on any machine, offline and in minutes, that a config for a large GPU and gated data does
+It proves without a GPU, offline and in minutes, that a config for a large GPU and gated data does
 what it says; its scores mean nothing.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from radloop import workspace
+from radloop import __version__, workspace
 
 if TYPE_CHECKING:
     from radloop.config import RunConfig, SourceConfig
@@ -32,7 +35,13 @@ _ELSEWHERE = ("reports", "database", "images")  # options that name places; the 
 
 
 def shrunk(config: RunConfig) -> RunConfig:
-    """Return the config with phantoms, a random model and few steps; all else stays as it is."""
+    """Return the config with phantoms, a random model and few steps, for any machine and without a network.
+
+    The model's name gets an end of its own. Smaller are images, batches, answers and the number of
+    resamples; larger are the learning rate and, where it is below a fifth, the test split. `model.max_pixels`
+    and `finetune.launch` are left out, and the judge is the offline one. All else stays as it is,
+    precision and optimiser included, which may need the extra `quantized`.
+    """
     sources = tuple(_phantoms(source, number) for number, source in enumerate(config.data.sources))
     preprocess, finetune, evaluation = config.preprocess, config.finetune, config.evaluation
     num_steps = min(finetune.max_steps or _STEPS, _STEPS)
@@ -89,13 +98,38 @@ def provide_data(config: RunConfig) -> None:
     if not config.tiny:
         return
     for number, source in enumerate(config.data.sources):
-        if source.adapter in formats.REGISTRY and not (folder := _folder(source.adapter, number)).exists():
-            # Written beside and moved, so that a killed run leaves no half of it.
-            half = folder.with_suffix(".half")
-            shutil.rmtree(half, ignore_errors=True)
+        if source.adapter in formats.REGISTRY:
             layout = _LAYOUTS.get(source.adapter, source.adapter)
-            formats.write(layout, half, formats.Cohort(**_STUDIES, seed=number))
-            half.rename(folder)
+            cohort = formats.Cohort(**_STUDIES, seed=number)
+            made_once(_name(source.adapter, number), partial(formats.write, layout, cohort=cohort))
+
+
+def made_once(name: str, write: Callable[[Path], object]) -> Path:
+    """Return a folder of this version's below the state folder, written when first asked for.
+
+    Args:
+        name: Of the folder.
+        write: Gets an empty folder and fills it, always with the same.
+
+    Raises:
+        RadloopError: The state folder cannot be written.
+    """
+    folder = _place(name)
+    if folder.is_dir():
+        return folder
+    workspace.require_writable()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and moved, so that a killed run leaves no half of it, and others may do so meanwhile.
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    try:
+        write(scratch)
+        scratch.replace(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, and wrote the same
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def _phantoms(source: SourceConfig, number: int) -> SourceConfig:
@@ -104,9 +138,13 @@ def _phantoms(source: SourceConfig, number: int) -> SourceConfig:
     if source.adapter not in formats.REGISTRY:
         return source
     options = {name: value for name, value in source.options.items() if name not in _ELSEWHERE}
-    place = str(_folder(source.adapter, number))
+    place = str(_place(_name(source.adapter, number)))
     return source.model_copy(update={"path": place, "options": options})
 
 
-def _folder(adapter: str, number: int) -> Path:
-    return workspace.home() / "tiny" / f"{adapter}-{number}"
+def _name(adapter: str, number: int) -> str:
+    return f"{adapter}-{number}"
+
+
+def _place(name: str) -> Path:
+    return workspace.home() / "tiny" / f"{name}-{__version__}"

@@ -15,8 +15,8 @@ def data_code() -> str:
 
 
 def training_code() -> str:
-    """Code that makes an adapter."""
-    return code_hash("models", "training", "data")
+    """Code that makes an adapter; answers and their scores choose its weights where `best_by` says so."""
+    return code_hash("models", "training", "data", "inference", "evaluation")
 
 
 def evaluation_code() -> str:

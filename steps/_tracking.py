@@ -20,7 +20,6 @@ class StepMetrics:
 
     def __init__(self) -> None:
         self._pending: list[Metric] = []
-        self._step = 0
 
     def __enter__(self) -> StepMetrics:
         return self
@@ -29,10 +28,9 @@ class StepMetrics:
         self._flush()
 
     def log(self, values: dict[str, float]) -> None:
-        """Note the values of one optimiser step."""
-        self._step += 1
-        now = int(time.time() * 1000)
-        self._pending += [Metric(key, float(value), now, self._step) for key, value in values.items()]
+        """Note the values of the optimiser step `values["step"]`, which need not follow the last one."""
+        now, step = int(time.time() * 1000), int(values["step"])
+        self._pending += [Metric(key, float(value), now, step) for key, value in values.items()]
         if len(self._pending) >= _BATCH:
             self._flush()
 

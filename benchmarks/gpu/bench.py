@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import attention as attentions
 from benchmarks.gpu.shapes import Shape
 from radloop.models.family import Features, Inputs
 from radloop.models.packing import Batch, Row
@@ -21,7 +22,6 @@ from radloop.models.packing import Batch, Row
 # Says on import, which PEFT does, that it lacks a kernel for 4-bit weights on CPUs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-ATTENTIONS = {"sdpa": "sdpa", "flex": "flex_attention"}
 RANK = 16
 _ALPHA = 32
 _NUM_PICTURES = 8  # that there are; more would tell nothing, as all take the same time
@@ -67,10 +67,13 @@ class Device:
 class Bench:
     """A model with LoRA layers and what it is trained on."""
 
-    def __init__(self, shape: Shape, precision: str, device: Device, attention: str = "sdpa") -> None:
+    def __init__(self, shape: Shape, precision: str, device: Device, attention: str | None = None) -> None:
+        """Build the model; `attention` of packed rows is one of `ATTENTIONS`, None: as in training."""
         self.shape, self.precision, self.device = shape, precision, device
         self.model = build(shape, precision, device.torch, attention)
         self.base = self.model.get_base_model()
+        self.family = shape.family
+        self._packed_attention = self.attention
         # As in training: the frozen vision tower is in eval mode. Checkpointing asks for it layer by layer.
         self.model.eval()
         self.base.model.language_model.train()
@@ -101,7 +104,7 @@ class Bench:
         batch = Batch.of(rows, self.device.torch)
         features = self.cached(image_ids) if cached else self.encoded(image_ids)
         with torch.autocast(self.device.torch.type, torch.bfloat16, enabled=self.precision != "fp32"):
-            logits = self.shape.family.logits(self.model, batch, features)
+            logits = self.family.logits(self.model, batch, features)
             return torch.nn.functional.cross_entropy(logits.float(), batch.targets)
 
     def step(self, rows: Sequence[Row], cached: bool, optimizer: torch.optim.Optimizer) -> torch.Tensor:
@@ -125,6 +128,18 @@ class Bench:
             times.append(time.perf_counter() - start)
         return min(times) / _NUM_PICTURES
 
+    @property
+    def attention(self) -> str:
+        """Name of the language model's attention in Transformers."""
+        name: str = self.base.config.get_text_config()._attn_implementation
+        return name
+
+    def lay_out(self, plain: bool) -> None:
+        """Make ready for rows of one sample each, or for packed ones, as it is from the beginning."""
+        self.family = attentions.causal(self.shape.family) if plain else self.shape.family
+        chosen = attentions.PLAIN if plain else self._packed_attention
+        self.base.config.get_text_config()._attn_implementation = chosen
+
     def checkpoint(self, on: bool) -> None:
         if on:
             self.base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -145,7 +160,7 @@ class Bench:
         )
 
 
-def build(shape: Shape, precision: str, device: torch.device, attention: str) -> Any:
+def build(shape: Shape, precision: str, device: torch.device, attention: str | None) -> Any:
     """Return a PeftModel of random weights, drawn where they are to stay."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -154,10 +169,9 @@ def build(shape: Shape, precision: str, device: torch.device, attention: str) ->
     torch.manual_seed(0)
     with device:
         model = shape.model_class._from_config(
-            copy.deepcopy(shape.config), dtype=dtype, attn_implementation="sdpa"
+            copy.deepcopy(shape.config), dtype=dtype, attn_implementation=shape.family.attention
         )
-    # Of the language model only. Transformers' own setter refuses FlexAttention to Qwen2.5-VL.
-    model.config._attn_implementation = {"text_config": ATTENTIONS[attention]}
+    attentions.use(attention, shape.family, model, device)
     if precision == "nf4":
         quantize(model, shape.family.kept_exact)
     patterns = [shape.family.targets[group] for group in ("attention", "mlp")]

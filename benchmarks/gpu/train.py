@@ -10,7 +10,6 @@ Weights are random, questions are as many and as long as VQA-RAD's. See docs/gpu
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -25,7 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # run from a checkout that i
 
 import torch
 
-from benchmarks.gpu.bench import ATTENTIONS, RANK, Bench, Device, Figures, has_nf4
+from benchmarks._json_file import json_file, write
+from benchmarks.gpu.attention import ATTENTIONS
+from benchmarks.gpu.bench import RANK, Bench, Device, Figures, has_nf4
 from benchmarks.gpu.shapes import SHAPES, Shape
 from benchmarks.gpu.vqa_rad import NUM_PAIRS, QUESTIONS_OF_IMAGE, epoch
 from benchmarks.gpu.work import Load, count, measure_peak
@@ -45,8 +46,9 @@ class Variant:
     """One line of the table.
 
     Attributes:
-        layout: 'plain': each question with its image in a row of its own. 'packed': all questions about an
-            image behind one prefix, the image encoded once. 'packed + cache': its features are given.
+        layout: 'plain': each question with its image in a row of its own, in causal order. 'packed': all
+            questions about an image behind one prefix, the image encoded once. 'packed + cache': its
+            features are given.
         precision: Of the frozen weights.
         checkpointing: Whether activations are computed again in the backward pass.
     """
@@ -54,27 +56,6 @@ class Variant:
     layout: str
     precision: str
     checkpointing: bool
-
-
-def attentions(shape: Shape, device: Device) -> list[str]:
-    """Return which of `ATTENTIONS` can be used: FlexAttention not for dense masks, as cross attention has."""
-    return ["sdpa", "flex"] if device.is_gpu and not shape.vision.states else ["sdpa"]
-
-
-def fastest_attention(shape: Shape, device: Device, names: Sequence[str], seconds: float) -> str:
-    """Return the one with which packed rows are trained fastest; the first if none can be."""
-    speeds = dict.fromkeys(names, 0.0)
-    for name in names if len(names) > 1 else ():
-        try:
-            bench = Bench(shape, "bf16", device, name)
-            rows = shape.rows(bench.base, epoch(), share_prefix=True)
-            found = measure(bench, Variant("packed", "bf16", checkpointing=True), rows, seconds)
-            speeds[name] = found.get("samples_per_s", 0.0)
-        except Exception:
-            traceback.print_exc()
-        bench = None  # type: ignore[assignment]
-        device.free()
-    return max(names, key=speeds.__getitem__)
 
 
 def variants(precisions: Sequence[str]) -> Iterator[Variant]:
@@ -93,6 +74,7 @@ def measure(bench: Bench, variant: Variant, rows: list[Row], seconds: float) -> 
     """
     shape = bench.shape
     batch = min(len(rows), shape.plain_rows if variant.layout == "plain" else shape.packed_rows)
+    bench.lay_out(variant.layout == "plain")
     bench.checkpoint(variant.checkpointing)
     while True:
         try:
@@ -180,7 +162,8 @@ def run(
     Args:
         shapes: The models.
         device: Where.
-        attention: A name of `ATTENTIONS`, for the models that can use it; None: the fastest for each model.
+        attention: Of packed rows, a name of `ATTENTIONS`; None: what training takes here. Models that cannot
+            use FlexAttention keep their own.
         minutes: About so long in all timed steps together.
         show: Gets each line of the table as soon as it is known.
         keep: Gets all figures so far after each variant.
@@ -197,14 +180,12 @@ def run(
     seconds = 60 * minutes / len(planned) / len(shapes)
     figures = facts | {"peaks_flops_per_s": peaks, "lora_rank": RANK, "epochs": EPOCHS, "results": []}
     for shape in shapes:
-        possible = attentions(shape, device)
-        names = [attention] if attention in possible else possible
-        chosen = fastest_attention(shape, device, names, seconds)
-        show(f"\n{shape.name} shape, {_packing_of(shape)}, attention by {chosen}\n{_HEADER}")
-        for found in _measured(shape, planned, device, chosen, seconds):
+        show(f"\n{shape.name} shape, {_packing_of(shape)}\n{_HEADER}")
+        for found in _measured(shape, planned, device, attention if shape.family.flex else None, seconds):
             figures["results"].append({"model": shape.name} | found)
             show(to_line(found, peak))
             keep(figures)
+        show(_attending(figures["results"][-len(planned) :]))
     if not has_nf4():
         show("\nNF4 was left out: bitsandbytes is not installed, or cannot be imported")
     show(_LEGEND)
@@ -212,7 +193,7 @@ def run(
 
 
 def _measured(
-    shape: Shape, planned: Sequence[Variant], device: Device, attention: str, seconds: float
+    shape: Shape, planned: Sequence[Variant], device: Device, attention: str | None, seconds: float
 ) -> Iterator[Figures]:
     """Yield the figures of a model's variants; the failure of one is reported, the others are measured."""
     bench: Bench | None = None
@@ -231,7 +212,7 @@ def _measured(
             traceback.print_exc()
             status = _NO_MEMORY if _is_out_of_memory(error) else _FAILED
             found = {"status": status, "error": str(error), "peak_bytes": device.peak_bytes()}
-        yield asdict(variant) | {"attention": attention} | found
+        yield asdict(variant) | {"attention": bench and bench.attention} | found
     bench = None
     device.free()
 
@@ -270,6 +251,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def _attending(results: Sequence[Figures]) -> str:
+    """Say how the rows of a model's variants attended."""
+    names = {found["layout"] == "plain": found["attention"] for found in results if found["attention"]}
+    return ", ".join(f"{'plain' if plain else 'packed'} rows by {name}" for plain, name in names.items())
+
+
 def _packing_of(shape: Shape) -> str:
     packed = (
         "one image a packed row"
@@ -289,16 +276,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
-        "--attention", choices=tuple(ATTENTIONS), help="default: the faster one for each model"
+        "--attention", choices=tuple(ATTENTIONS), help="of packed rows; default: as in training"
     )
     parser.add_argument("--minutes", type=float, default=15, help="of timed steps, about; default 15")
-    parser.add_argument("--json", type=Path, help="write all figures into this file")
+    parser.add_argument("--json", type=json_file, help="write all figures into this file")
     args = parser.parse_args(arguments)
     names = args.models.split(",")
     if unknown := set(names) - set(SHAPES):
         parser.error(f"--models: unknown {', '.join(sorted(unknown))}; known: {', '.join(SHAPES)}")
     if args.device == "cpu" and not args.tiny:
         parser.error("--device cpu: is for --tiny only; models of 7 billion parameters need a GPU")
+    if args.device == "cpu" and args.attention == "flex":
+        parser.error("--attention flex: has no backward pass on a CPU; leave it out")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here; --tiny --device cpu tries the script out")
     shapes = [SHAPES[name](args.tiny) for name in names]
@@ -306,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def keep(figures: Figures) -> None:
         if args.json is not None:
-            args.json.write_text(json.dumps(figures, indent=2) + "\n")
+            write(args.json, figures)
 
     show = partial(print, flush=True)
     figures = run(shapes, Device(args.device), args.attention, args.minutes, show, keep)

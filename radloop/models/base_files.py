@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from radloop import __version__, workspace
 from radloop.config import ModelConfig
-from radloop.errors import ModelError
+from radloop.errors import ConfigError, ModelError
 from radloop.models.checkpoint_files import read_json, weight_files
 from radloop.models.family import Family
+from radloop.tiny_run import made_once
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # Of config.json: what differs with who has saved or loaded it, and which token ends an answer or fills a row.
@@ -36,14 +34,21 @@ def name_of(config: ModelConfig) -> str:
 
 
 def is_from_hub(config: ModelConfig) -> bool:
-    """Say whether `config.base` is a hub id."""
-    return not config.tiny and config.base != "tiny" and not Path(config.base).is_dir()
+    """Say whether `config.base` is a hub id: it is one where a revision is given, else a folder."""
+    return not config.tiny and config.revision is not None
 
 
 def locate(config: ModelConfig, family: Family) -> Path:
-    """Return the folder that holds the base, fetched from the hub or made if it has to be."""
+    """Return the folder that holds the base, fetched from the hub or made if it has to be.
+
+    Raises:
+        ConfigError: A revision is given, but the base is no hub id, or the name of a folder as well.
+        ModelError: There is no such folder, or it cannot be fetched.
+    """
     if config.tiny:
-        return _tiny_folder(config.family, family)
+        return made_once(config.family, family.tiny)
+    if is_from_hub(config):
+        return _fetched(config)
     if config.base == "tiny":
         from radloop.models.tiny_base import tiny_base_folder
 
@@ -51,10 +56,25 @@ def locate(config: ModelConfig, family: Family) -> Path:
     folder = Path(config.base)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or config.base.startswith(".") or config.base.count("/") != 1:
-        raise ModelError(
-            f"base model {config.base}: there is no such folder; give 'tiny', a folder, or a hub id such as "
-            "'llava-hf/llava-1.5-7b-hf'"
+    # A missing folder such as models/llava reads like a hub id, under a name that anyone can register there.
+    raise ModelError(
+        f"base model {config.base}: there is no such folder; give 'tiny', a folder, or a hub id such as "
+        "'llava-hf/llava-1.5-7b-hf' with its commit as model.revision, without which nothing is fetched"
+    )
+
+
+def _fetched(config: ModelConfig) -> Path:
+    """Return the folder of a hub repository's snapshot."""
+    if not _is_hub_id(config.base):
+        raise ConfigError(
+            f"model.revision: got {config.revision!r}, but model.base {config.base!r} is no hub id, and only "
+            "those have revisions; leave it out"
+        )
+    if Path(config.base).is_dir():
+        raise ConfigError(
+            f"model.revision: got {config.revision!r}, so model.base {config.base!r} is a hub id, but a "
+            "folder of that name is here, too; leave model.revision out for the folder, or rename that for "
+            "the hub"
         )
     import httpx
     from huggingface_hub import snapshot_download
@@ -67,6 +87,10 @@ def locate(config: ModelConfig, family: Family) -> Path:
             f"({type(error).__name__}); give a local folder with its config.json and safetensors files, or "
             "set model.tiny: true to try the config out with random weights"
         ) from error
+
+
+def _is_hub_id(base: str) -> bool:
+    return base.count("/") == 1 and not base.startswith((".", "/", "~"))
 
 
 def check_files(folder: Path, family: Family, config: ModelConfig) -> None:
@@ -106,8 +130,8 @@ def weights_sha256(folder: Path, config: ModelConfig) -> str:
     """
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        state = file.stat()
+        digest.update(_sha256(file.resolve(), state.st_size, state.st_mtime_ns, state.st_ino))
     found = digest.hexdigest()
     if config.sha256 not in (None, found) and not config.tiny:
         raise ModelError(
@@ -115,6 +139,13 @@ def weights_sha256(folder: Path, config: ModelConfig) -> str:
             f"{config.sha256}; they are others or damaged: fetch them again, or correct model.sha256"
         )
     return found
+
+
+@cache
+def _sha256(file: Path, _size: int, _mtime_ns: int, _inode: int) -> bytes:
+    """Return a file's hash; a process that asks again reads it again only if it has changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def config_sha256(folder: Path) -> str:
@@ -127,22 +158,3 @@ def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _lasting(part) for name, part in value.items() if name not in _VOLATILE}
     return value
-
-
-def _tiny_folder(name: str, family: Family) -> Path:
-    """Return the folder of the family's random weights in the workspace, written when first asked for."""
-    folder = workspace.home() / "tiny" / f"{name}-{__version__}"
-    if folder.is_dir():
-        return folder
-    workspace.require_writable()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    try:
-        family.tiny(scratch)
-        os.replace(scratch, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, and wrote the same
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder

@@ -163,7 +163,11 @@ def sha256s(folder: Path) -> dict[str, str]:
 def written_whole(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target` that takes its place at the end, or is deleted.
 
-    What a killed run has left there is taken over by the next.
+    Its files are on the disk before it has its name. What a killed run has left there is taken over by
+    the next.
+
+    Raises:
+        ModelError: Another process writes it, there is something at `target`, or the disk is full or fails.
     """
     folder = target.with_name(target.name + ".partial")
     try:
@@ -175,25 +179,42 @@ def written_whole(target: Path) -> Iterator[Path]:
                 raise ModelError(f"{target}: another process is writing it; wait for that") from None
             try:
                 for old in folder.iterdir():
-                    if old.name != _IN_USE:
+                    if old.is_dir():
+                        shutil.rmtree(old)
+                    elif old.name != _IN_USE:
                         old.unlink()
                 yield folder
-                for file in folder.iterdir():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
+                for path in (*folder.rglob("*"), folder):
+                    _sync(path)
                 folder.rename(target)
                 (target / _IN_USE).unlink()
-            finally:
+                _sync(target.parent)
+            except BaseException:  # after the renaming the name may be another process's already
                 shutil.rmtree(folder, ignore_errors=True)
+                raise
     except _FAULTS as error:
         raise ModelError(f"{target}: cannot be written, and nothing of it is left ({error})") from error
 
 
+def _sync(path: Path) -> None:
+    """Have a file's contents, or a folder's names, written to the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def require_room(folder: Path, shards: Sequence[Shard]) -> None:
     """Raise a ModelError if a copy of the files does not fit on the folder's disk."""
-    needed = sum(shard.file.stat().st_size for shard in shards)
+    require_bytes(folder, sum(shard.file.stat().st_size for shard in shards))
+
+
+def require_bytes(folder: Path, needed: int) -> None:
+    """Raise a ModelError if the folder's disk has less than that left."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
-            f"{folder.parent}: has {free / 1e9:.1f} GB left of {needed / 1e9:.1f} that are needed"
+            f"{folder.parent}: has {free / 1e9:.1f} GB left of {needed / 1e9:.1f} that are needed; make "
+            "room there, or name another folder"
         )

@@ -22,6 +22,7 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from radloop.errors import ConfigError, ModelError
+from radloop.models import prefix_attention
 from radloop.models.packing import Batch, Head, block_mask, flex_mask
 
 Inputs = dict[str, torch.Tensor]  # what the processor makes of one image, first dimension 1
@@ -245,15 +246,19 @@ class Family(ABC):
             seen: Layout of all tokens so far, the new ones last; None if there are no earlier ones.
             cache: Keys and values of the earlier ones; grows.
         """
-        seen = batch if seen is None else seen
-        arguments = self.image_arguments(base_of(model), features, batch, seen) if features else {}
+        base, seen = base_of(model), batch if seen is None else seen
+        arguments = self.image_arguments(base, features, batch, seen) if features else {}
+        if cache is None and base.config.get_text_config()._attn_implementation == prefix_attention.NAME:
+            attention = prefix_attention.arguments(batch)
+        else:
+            attention = {"attention_mask": self.mask(base, batch, seen)}
         logits: torch.Tensor = model(
             input_ids=batch.input_ids,
-            attention_mask=self.mask(base_of(model), batch, seen),
             position_ids=self.position_ids(batch),
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=batch.predicts,
+            **attention,
             **arguments,
         ).logits
         return logits

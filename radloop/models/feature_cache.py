@@ -47,7 +47,7 @@ class FeatureCache:
         self._loaded = loaded
         self._store = None if folder is None or tunes_features(loaded) else _open_store(loaded, folder)
         # On a CPU one by one: then features do not depend, in the last bits, on which are kept already.
-        self._batch_images = 1 if loaded.device.type == "cpu" else _BATCH_IMAGES
+        self._batch_images = _BATCH_IMAGES if torch.cuda.is_available() else 1
 
     def __call__(self, pixel_hashes: Sequence[str], image: Callable[[int], Image.Image]) -> list[Features]:
         """Return the features of images, in order, on the model's device.
@@ -59,19 +59,26 @@ class FeatureCache:
         numbers = {pixel_hash: number for number, pixel_hash in enumerate(pixel_hashes)}
         found = self._store.get(numbers) if self._store else {}
         missing = [pixel_hash for pixel_hash in numbers if pixel_hash not in found]
-        for start in range(0, len(missing), self._batch_images):
-            batch = missing[start : start + self._batch_images]
-            with torch.autocast(self._loaded.device.type, enabled=False):  # as in later runs without it
-                features = self._loaded.encode([image(numbers[pixel_hash]) for pixel_hash in batch])
-            found |= dict(zip(batch, features, strict=True))
-            if self._store:
-                for pixel_hash in batch:
-                    self._store.add(pixel_hash, found[pixel_hash])
+        if missing:
+            found |= self._computed(missing, lambda pixel_hash: image(numbers[pixel_hash]))
         device = self._loaded.device
         return [
             {name: tensor.to(device) for name, tensor in found[pixel_hash].items()}
             for pixel_hash in pixel_hashes
         ]
+
+    def _computed(self, missing: Sequence[str], image: Callable[[str], Image.Image]) -> dict[str, Features]:
+        """Return features after computing and keeping them."""
+        found: dict[str, Features] = {}
+        # Without autocast, as in later runs that have none.
+        with self._loaded.frozen(), torch.autocast(self._loaded.device.type, enabled=False):
+            for start in range(0, len(missing), self._batch_images):
+                batch = missing[start : start + self._batch_images]
+                found |= zip(batch, self._loaded.encode([image(name) for name in batch]), strict=True)
+                if self._store:
+                    for pixel_hash in batch:
+                        self._store.add(pixel_hash, found[pixel_hash])
+        return found
 
     def of_data(self, data: PreparedData) -> Callable[[Sequence[str]], list[Features]]:
         """Return what gives the features of a data set's images by their ids."""

@@ -7,8 +7,9 @@ A store is a folder for one way of computing features:
     N.data         entries, one behind the other: a JSON header, and the tensors as they are in memory
     N.index        for each entry a record of fixed length: pixel hash, place, checksum
 
-Each process appends to files of its own and reads those of all, so that writers need no lock and a
-killed one costs others nothing. Files are never changed, only extended and deleted as a whole. An
+Each process appends to files of its own and reads those of all, so that readers need no lock and a
+killed writer costs others nothing. Writers take turns, all stores of a folder together, because each
+measures what is left of their size. Files are never changed, only extended and deleted as a whole. An
 entry is found when its record is complete, and used when its checksum is right: whatever else is
 in the files is as if it were not there. A store can be deleted at any time, also while it is in use.
 """
@@ -26,8 +27,8 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -42,7 +43,6 @@ _SETTINGS = "settings.json"
 _RECORD = struct.Struct("<16sQQII")  # pixel hash, offset, length, CRC-32 of the entry, CRC-32 of these four
 _PLACE = struct.Struct("<IQQI")  # number of the file, offset, length, CRC-32: half the memory of a tuple
 _ALIGNMENT = 64  # bytes; of tensors, as torch aligns its own
-_CLAIM_BYTES = 64 * 2**20  # of the room that is left, before it is measured again
 
 
 class FeatureStore:
@@ -57,22 +57,22 @@ class FeatureStore:
         Args:
             folder: Of the store; its neighbours are taken for stores as well.
             settings: What the features depend on, to be read by people.
-            max_bytes: That all stores together may have. Before that is exceeded, those that nobody
-                has open are deleted, the one that was not opened for longest first. Half of the disk
-                space that would be free without any stores is left free in any case.
+            max_bytes: That all stores together may have, whoever writes them. Before that is exceeded,
+                those that nobody has open are deleted, the one that was not opened for longest first. Half
+                of the disk space that would be free without any stores is left free in any case.
 
         Raises:
             OSError: The folder cannot be written.
         """
         self._folder = folder
         self._max_bytes = max_bytes
-        self._claimed = 0
         self._adding = True
         self._own: tuple[FileIO, FileIO] | None = None
         self._parts: dict[Path, _Part] = {}
         self._places: dict[bytes, bytes] = {}
         self._lock = _lock(folder, settings)
-        self._make_room(0)
+        with _turn(folder.parent):
+            self._make_room(0)
 
     def get(self, pixel_hashes: Iterable[str]) -> dict[str, Features]:
         """Return the features that there are; on the CPU, mapped from disk without a copy."""
@@ -88,10 +88,11 @@ class FeatureStore:
             return
         try:
             entry = _pack(features)
-            self._adding = self._has_room(len(entry))
-            if self._adding:
-                self._append(bytes.fromhex(pixel_hash), entry)
-            else:
+            with _turn(self._folder.parent):
+                self._adding = self._make_room(len(entry) + _RECORD.size)
+                if self._adding:
+                    self._append(bytes.fromhex(pixel_hash), entry)
+            if not self._adding:
                 logger.warning(
                     "features of further images are computed anew each time: %s has all of its share of the "
                     "disk; RADLOOP_FEATURES_GB and the free space decide it",
@@ -151,14 +152,8 @@ class FeatureStore:
                 data.truncate(offset)  # of no use to anybody, and perhaps the last free space
             raise
 
-    def _has_room(self, num_bytes: int) -> bool:
-        if num_bytes > self._claimed:
-            self._claimed = min(self._make_room(num_bytes), _CLAIM_BYTES)
-        self._claimed -= num_bytes
-        return self._claimed >= 0
-
-    def _make_room(self, num_bytes: int) -> int:
-        """Return how much may be added, after deleting other stores if that is less than `num_bytes`."""
+    def _make_room(self, num_bytes: int) -> bool:
+        """Say whether so much may be added, after deleting other stores if it would be too much."""
         stores = sorted(map(_measured, _subfolders(self._folder.parent)))
         used = sum(size for _, _, size in stores)
         for _, store, size in stores:
@@ -166,7 +161,7 @@ class FeatureStore:
                 break
             if store != self._folder and _delete(store):
                 used -= size
-        return self._limit(used) - used
+        return used + num_bytes <= self._limit(used)
 
     def _limit(self, used: int) -> int:
         return min(self._max_bytes, (used + shutil.disk_usage(self._folder).free) // 2)
@@ -193,6 +188,17 @@ def _lock(folder: Path, settings: str) -> IO[str]:
                     lock.flush()
                 os.utime(folder / _SETTINGS)
                 return lock
+
+
+@contextmanager
+def _turn(parent: Path) -> Iterator[None]:
+    """Let no other process add to the stores of `parent` in this block."""
+    handle = os.open(parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _delete(store: Path) -> bool:

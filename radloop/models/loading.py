@@ -104,13 +104,21 @@ class Loaded:
         Raises:
             ModelError: The processor announces another number of image tokens than there are.
         """
+        with self.frozen():
+            return self.encode_in_graph(images)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Compute without gradient and without randomness in this block, whatever the model is doing."""
         training = self.model.training
-        self.model.eval()  # frozen layers have no randomness, whatever the rest is doing
+        if training:  # it goes through all layers, which takes longer than a small image
+            self.model.eval()
         try:
             with torch.no_grad():
-                return self.encode_in_graph(images)
+                yield
         finally:
-            self.model.train(training)
+            if training:
+                self.model.train()
 
     def encode_in_graph(self, images: Sequence[Image.Image]) -> list[Features]:
         """Return the features as `encode`, for layers before them that are trained: with gradient."""
@@ -172,7 +180,7 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     if config.max_pixels is not None:
         family.limit_pixels(processor, config.max_pixels)
     if adapter is not None:
-        model = _with_adapter(model, adapter, reference)
+        model = with_adapter(model, adapter, reference)
     if precision not in QUANTIZED:  # those are loaded where they are to stay
         model.to("cuda" if torch.cuda.is_available() else "cpu")
     prompts = Prompts.of(family, processor, model.eval())
@@ -193,8 +201,13 @@ def find(config: ModelConfig) -> tuple[Path, BaseReference]:
     )
 
 
-def _with_adapter(model: Any, folder: Path, reference: BaseReference) -> Any:
-    """Return `model` with the LoRA layers of `folder` in it."""
+def with_adapter(model: Any, folder: Path, reference: BaseReference) -> Any:
+    """Return `model`, the base that `reference` names, with the LoRA layers of `folder` in it.
+
+    Raises:
+        ModelError: Files are missing or damaged, the adapter is anything but LoRA layers, was trained on
+            another base, or its weights are not those of its settings.
+    """
     from peft import PeftModel, get_peft_model_state_dict
 
     missing = [

@@ -13,7 +13,12 @@ from radloop.errors import ConfigError
 from radloop.models.family import Family
 
 QUANTIZED = ("int8", "nf4")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return the name of one of `DTYPES`."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def choose_precision(config: ModelConfig, family: Family) -> str:
@@ -50,7 +55,7 @@ def precision_options(precision: str, family: Family) -> dict[str, Any]:
     `family.kept_exact` in that, so that images look as they do to the model at full precision.
     """
     if precision not in QUANTIZED:
-        return {"dtype": _DTYPES[precision]}
+        return {"dtype": DTYPES[precision]}
     from transformers import BitsAndBytesConfig
 
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32

@@ -107,6 +107,14 @@ class Prompts:
             ModelError: The chat template does not place each image exactly once, or what it writes
                 before an answer are not the tokens that a model continues when asked.
         """
+        asked = [*zip(questions, answers, map(tuple, sizes), strict=True)]
+        distinct = [*dict.fromkeys(asked)]  # the same is often asked about many images
+        found = dict(zip(distinct, self._pairs(*zip(*distinct, strict=True)), strict=True)) if asked else {}
+        return [found[one] for one in asked]
+
+    def _pairs(
+        self, questions: Sequence[str], answers: Sequence[str], sizes: Sequence[Sequence[Size]]
+    ) -> list[Tokens]:
         prompts = self.questions(questions, sizes)
         texts = [
             self._render(question, answer, len(of_question)).rstrip()

@@ -13,7 +13,7 @@ from radloop.errors import ModelError
 from radloop.models import get_family
 from radloop.models.family import Family
 from radloop.models.loading import LOADING_FAULTS, Loaded, find
-from radloop.models.precision import choose_precision, precision_options
+from radloop.models.precision import choose_precision, name_of, precision_options
 from radloop.models.prompts import Prompts
 
 
@@ -51,7 +51,7 @@ def sketch(config: ModelConfig) -> Sketch:
     if config.max_pixels is not None:
         family.limit_pixels(processor, config.max_pixels)
     if torch.cuda.is_available():  # `device` is the CPU, which cannot do all that a GPU can with 8 bits
-        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+        precision = name_of(dtype)
     return Sketch(model, processor, family, Prompts.of(family, processor, model), reference, precision)
 
 

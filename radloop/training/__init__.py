@@ -26,15 +26,18 @@ def finetune(
     random: dropout and NEFTune draw other numbers.
 
     A run that was killed goes on from its last checkpoint when it is started again with the same
-    arguments, to the same adapter, bit for bit; see `radloop.training.checkpoints`.
+    arguments, to the same adapter, bit for bit; one that has ended is made again from its last step without
+    training. See `radloop.training.checkpoints`.
 
     Args:
         data: Images, and samples with the splits train and, if there is one, validation.
         model: The base.
         config: Rank, rates, epochs, ...
         seed: Of the LoRA initialisation, dropout, augmentation and the order of images, >= 0.
-        on_step: Called after each optimiser step with `step` (from 1), `epoch` (epochs done), `loss`
-            (weighted as `config.loss` says), `learning_rate`, `grad_norm` (before clipping),
+        on_step: Called after each optimiser step, and when a run goes on first for each of its earlier
+            steps, with `step` (from 1), `epoch` (epochs done), `loss`
+            (weighted as `config.loss` says), `learning_rate`, `grad_norm` (before clipping; a step
+            that fp16 had to skip has `skipped` in its place),
             `samples_per_s`, `tokens_per_s` (without padding), `memory_mb` (the peak so far: PyTorch's on
             a GPU, the whole process' on a CPU), and, after steps with a validation, `validation_loss`
             and maybe `exact_match`.

@@ -8,21 +8,24 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from torch import nn
 
 from radloop import __version__
 from radloop.config import FinetuneConfig, ModelConfig
-from radloop.errors import ConfigError, ModelError
+from radloop.errors import ConfigError, ModelError, TrainingError
 from radloop.models.loading import Loaded, without_future_warnings
-from radloop.training.attention import use_flex_attention
+from radloop.training.attention import use_fast_attention
 from radloop.training.plan import target_faults
+from radloop.training.rms_norm import fuse_norms
 from radloop.training.state import trained_weights
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
@@ -49,7 +52,8 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
             "or leave it out"
         )
     _require_layers(loaded, config.targets)
-    use_flex_attention(loaded)
+    use_fast_attention(loaded)
+    fuse_norms(loaded.model)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -115,23 +119,36 @@ class Adapter:
 
     @classmethod
     def of(cls, loaded: Loaded, model: ModelConfig, record: dict[str, Any]) -> Self:
-        """Write the LoRA layers of `loaded` into a temporary folder that lives as long as the result."""
-        owner = tempfile.TemporaryDirectory(prefix="radloop-adapter-")
-        folder = Path(owner.name)
-        # Without this argument PEFT asks the hub about the base's vocabulary.
+        """Write the LoRA layers of `loaded` into a temporary folder that lives as long as the result.
+
+        Raises:
+            TrainingError: It cannot be written; so for `save` and `copy`.
+        """
         weights = trained_weights(loaded.model)  # whole, also where FSDP divides them
-        loaded.model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
-        (folder / "README.md").unlink(missing_ok=True)
         trained, total = loaded.model.get_nb_trainable_parameters()
         parameters = {"trained": trained, "total": total, "share": trained / total}
         versions = {"radloop": __version__} | {name: version_of(name) for name in _VERSIONS}
-        _write_json(folder / "record.json", record | {"parameters": parameters, "versions": versions})
-        _write_json(folder / "base.json", model.model_dump() | dataclasses.asdict(loaded.reference))
+        with _written_to(Path(tempfile.gettempdir())):
+            owner = tempfile.TemporaryDirectory(prefix="radloop-adapter-")
+            folder = Path(owner.name)
+            # Without this argument PEFT asks the hub about the base's vocabulary.
+            loaded.model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
+            (folder / "README.md").unlink(missing_ok=True)
+            _write_json(folder / "record.json", record | {"parameters": parameters, "versions": versions})
+            _write_json(folder / "base.json", model.model_dump() | dataclasses.asdict(loaded.reference))
         return cls(folder, owner)
 
     def save(self, folder: Path) -> None:
-        for name in FILES:
-            shutil.copyfile(self.folder / name, folder / name)
+        with _written_to(folder):
+            for name in FILES:
+                shutil.copyfile(self.folder / name, folder / name)
+
+    def copy(self) -> Self:
+        """Return a copy in a temporary folder that lives as long as it."""
+        with _written_to(Path(tempfile.gettempdir())):
+            owner = tempfile.TemporaryDirectory(prefix="radloop-adapter-")
+        self.save(Path(owner.name))
+        return type(self)(Path(owner.name), owner)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -182,6 +199,19 @@ class Adapter:
             "trained_parameters": record["parameters"]["trained"],
         }
         return facts | {name: kept[name] for name in ("validation_loss", "exact_match") if name in kept}
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses in this block into a TrainingError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"finetune: the adapter cannot be written to {folder} ({error}); make room there, or name "
+            "another folder for temporary files in TMPDIR. The same run, started again, goes on after its "
+            "last checkpoint"
+        ) from error
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

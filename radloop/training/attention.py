@@ -1,4 +1,4 @@
-"""FlexAttention on GPUs: it skips what the masks of packed rows hide, where other kernels compute it."""
+"""Attention that skips what the masks of packed rows hide, where stock kernels compute it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,35 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from radloop.models import prefix_attention
 from radloop.models.loading import Loaded
 
 logger = logging.getLogger(__name__)
 
 
-def use_flex_attention(loaded: Loaded) -> None:
-    """Give the language model FlexAttention, if its family may use it, on a GPU where a trial goes well.
+def use_fast_attention(loaded: Loaded) -> None:
+    """Give the language model the attention that packed rows are fastest with, if its family may use it.
+
+    That is `prefix_attention` on a CPU, and FlexAttention on a GPU where a trial of it goes well. Neither
+    has dropout.
 
     Args:
         loaded: A model without LoRA layers yet; changed in place. Its vision layers stay as they are.
     """
-    family, model = loaded.family, loaded.model
-    if loaded.device.type != "cuda" or not family.flex:
+    family, config = loaded.family, loaded.model.config.get_text_config()
+    if not family.flex or getattr(config, "attention_dropout", None):
         return
-    try:
-        _try_out(model.config.get_text_config(), model.dtype, loaded.device)
-        model.set_attn_implementation({"text_config": "flex_attention"})
-    except Exception as error:  # of a compiler, of any kind; there is always the other attention
-        logger.info("finetune: no FlexAttention here (%s), %s is used", error, family.attention)
+    # Not by `set_attn_implementation`: it asks whether the class announces FlexAttention, and Qwen's text
+    # models do not, though all their layers take it.
+    if not torch.cuda.is_available():
+        config._attn_implementation = prefix_attention.NAME
+    elif loaded.device.type == "cuda":  # not of a sketch
+        try:
+            _try_out(config, loaded.model.dtype, loaded.device)
+        except Exception as error:  # of a compiler, of any kind; there is always the other attention
+            logger.info("finetune: no FlexAttention here (%s), %s is used", error, family.attention)
+        else:
+            config._attn_implementation = "flex_attention"
 
 
 def _try_out(config: Any, dtype: torch.dtype, device: torch.device) -> None:

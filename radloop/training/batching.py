@@ -33,18 +33,29 @@ class StepBatch:
         All processes take part in equally many passes, because their gradients meet in each: whoever
         has fewer repeats the shortest row, which then does not count.
         """
-        company = [min((row for rows in self._passes for row in rows), key=row_length)]
+        company = [min(self.rows, key=row_length)]
         own = self.shares[process]
         missing = max(map(len, self.shares)) - len(own)
         return [(rows, 1) for rows in own] + [(company, 0)] * missing
 
     def total_weight(self, weighting: Weighting) -> int:
         """Return what the answer tokens of all passes weigh together."""
-        return sum(total_weight(rows, weighting) for rows in self._passes)
+        return total_weight(self.rows, weighting)
 
     @property
-    def _passes(self) -> list[list[Row]]:
-        return [rows for share in self.shares for rows in share]
+    def rows(self) -> list[Row]:
+        """All rows, of all passes of all processes."""
+        return [row for share in self.shares for rows in share for row in rows]
+
+    def sample_ids(self, rows: Sequence[Row]) -> list[str]:
+        """Return the ids of the samples in some of the batch's rows."""
+        of_pair = {
+            id(pair): found.sample_ids[number]
+            for found in self.sets
+            for group in found.groups
+            for number, pair in zip(group.numbers, group.tails, strict=True)
+        }
+        return [of_pair[id(pair)] for row in rows for group in row for pair in group.tails]
 
     @cached_property
     def num_samples(self) -> int:
@@ -53,7 +64,7 @@ class StepBatch:
     @cached_property
     def num_tokens(self) -> int:
         """Tokens without padding."""
-        return sum(len(group) for rows in self._passes for row in rows for group in row)
+        return sum(map(row_length, self.rows))
 
 
 class Batches:

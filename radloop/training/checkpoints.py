@@ -2,6 +2,9 @@
 
 A checkpoint is a folder with tensors (safetensors), all other state (JSON) and the hashes of both.
 It gets its name only once it is on the disk as a whole, and what does not fit its hashes is passed over.
+
+The last step has one as well, and keeps it when the run has ended: the adapter that was made of it has yet
+to be stored, and can be made again without training. Later runs delete what is left of earlier ones.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -28,15 +32,21 @@ from radloop import workspace
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import TrainingError
-from radloop.models.loading import BaseReference
+from radloop.models.loading import Loaded
 from radloop.source import code_hash
 
 logger = logging.getLogger(__name__)
 
 _TENSORS, _STATE, _HASHES = "tensors.safetensors", "state.json", "sha256.json"
+_LOCK, _FINISHED = "lock", "finished"
+_NAME = re.compile(r"step-(\d+)")
 _KEPT = 2
+_DAY_S = 24 * 3600.0
+_FINISHED_KEPT_S, _UNFINISHED_KEPT_S = 1 * _DAY_S, 30 * _DAY_S  # until a later run deletes them
 _SHORTEST_S = 30.0  # between two checkpoints that nobody asked for
 _SHARE_OF_TIME = 0.01  # that those may cost
+# Answers of the model, and their scores, choose the weights that are kept where `best_by` says exact_match.
+_CODE = ("models", "training", "data", "inference", "evaluation")
 _LIBRARIES = (
     "accelerate",
     "bitsandbytes",
@@ -50,10 +60,8 @@ _LIBRARIES = (
 )
 
 
-def run_key(
-    data: PreparedData, model: ModelConfig, base: BaseReference, config: FinetuneConfig, seed: int
-) -> str:
-    """Return the name of a run: a hash of all that its result depends on but device and threads.
+def run_key(data: PreparedData, model: ModelConfig, loaded: Loaded, config: FinetuneConfig, seed: int) -> str:
+    """Return the name of a run: a hash of all that its result depends on but threads and the kind of GPU.
 
     Two runs of one key make the same adapter, so one may go on where the other ended.
     """
@@ -64,10 +72,11 @@ def run_key(
         "fingerprint": data.fingerprint,
         "data": [_content(data, split) for split in ("train", "validation")],
         "model": model.model_dump(mode="json"),
-        "base": [base.sha256, base.config_sha256],
+        "base": [loaded.reference.sha256, loaded.reference.config_sha256],
+        "computes_on": [loaded.device.type, loaded.precision],  # precision: auto depends on the machine
         "finetune": settings,
         "seed": seed,
-        "code": code_hash("models", "training", "data"),
+        "code": code_hash(*_CODE),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -97,39 +106,40 @@ def _version(name: str) -> str | None:
 
 @contextmanager
 def opened(folder: Path, every: int | None) -> Iterator[Checkpoints]:
-    """Hold the checkpoints of a run; they are deleted at the end if the run came to its own.
+    """Hold the checkpoints of a run; all but the last are deleted if the block ends well.
 
     Args:
         folder: See `folder_of`; made if it does not exist.
         every: Steps between checkpoints; None writes them as rarely as `Checkpoints.due` says.
 
     Raises:
-        TrainingError: Another process holds them, or the folder cannot be written.
+        TrainingError: Another process holds them, or the folder cannot be written or locked.
     """
     lock = _lock(folder)
     try:
         for scratch in folder.glob(".writing-*"):  # of a run that was killed while it wrote
             shutil.rmtree(scratch, ignore_errors=True)
-        yield Checkpoints(folder, every)
-        shutil.rmtree(folder, ignore_errors=True)
+        for other in folder.parent.iterdir():
+            if other != folder:
+                _delete_if_old(other)
+        held = Checkpoints(folder, every)
+        yield held
+        held.finish()
     finally:
         os.close(lock)  # which the system does for a killed process
 
 
 def _lock(folder: Path) -> int:
-    file = folder / "lock"
+    file = folder / _LOCK
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise TrainingError(
-                f"finetune: {folder} cannot be written ({error.strerror}); checkpoints are kept there: mend "
-                "that, or name another state folder in RADLOOP_HOME"
-            ) from None
+            raise _unusable(folder, error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
+            if _is_at(file, lock):
                 os.truncate(lock, 0)
                 os.write(lock, f"{os.getpid()}\n".encode())
                 return lock
@@ -140,7 +150,40 @@ def _lock(folder: Path) -> int:
                 f"finetune: process {holder} is training this very run, with the same data, model and "
                 f"settings ({folder}); wait for it or end it, then start again"
             ) from None
-        os.close(lock)  # a finished run has deleted the file since it was opened
+        except OSError as error:
+            os.close(lock)
+            raise _unusable(folder, error) from None
+        os.close(lock)  # another run has deleted the file since it was opened
+
+
+def _unusable(folder: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"finetune: {folder} cannot be written or locked ({error.strerror}); checkpoints are kept there: "
+        "mend that, or name another state folder in RADLOOP_HOME, on a file system that can lock files"
+    )
+
+
+def _is_at(file: Path, handle: int) -> bool:
+    """Say whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _delete_if_old(folder: Path) -> None:
+    """Delete what a run has left long ago, unless a process holds it."""
+    with suppress(OSError):  # another run may be deleting it, or it may be another user's
+        finished = folder / _FINISHED
+        touched, kept_s = (finished, _FINISHED_KEPT_S) if finished.exists() else (folder, _UNFINISHED_KEPT_S)
+        if time.time() - touched.stat().st_mtime < kept_s:
+            return
+        lock = os.open(folder / _LOCK, os.O_RDWR)  # fails for what is no run's folder
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 class Checkpoints:
@@ -155,24 +198,25 @@ class Checkpoints:
     def due(self, step: int) -> bool:
         """Say whether to write one after this step.
 
-        Where no number of steps was asked for: every half minute, or as rarely as it takes for them
-        to cost no more than a hundredth of the time.
+        Where no number of steps was asked for: after half a minute; then every half minute, or as rarely
+        as it takes for the last one to cost no more than a hundredth of the time since.
         """
         if self._every is not None:
             return step % self._every == 0
         return time.perf_counter() - self._last_s >= self._pause_s
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], collecting_s: float = 0.0) -> None:
         """Write the checkpoint of a step, and delete the third last.
 
         Args:
             step: Steps done.
             state: Dicts, lists and tuples of tensors, texts, numbers, booleans and None.
+            collecting_s: How long it took to collect `state`, which counts among the costs.
 
         Raises:
             TrainingError: It cannot be written; those before it are untouched.
         """
-        start = time.perf_counter()
+        start = time.perf_counter() - collecting_s
         tensors: dict[str, torch.Tensor] = {}
         content = json.dumps(_take_apart(state, "", tensors)).encode()
         files = {_TENSORS: safetensors.torch.save(tensors), _STATE: content}
@@ -180,8 +224,8 @@ class Checkpoints:
         try:
             self._write(step, files | {_HASHES: json.dumps(hashes).encode()})
         except OSError as error:
-            known = self._steps()
-            rest = f"the last good one is of step {known[-1][0]}: " if known else "there is none before it: "
+            known = [number for number, _ in self._steps() if number < step]
+            rest = f"the last good one is of step {known[-1]}: " if known else "there is none before it: "
             goes_on = "the same run, started again, goes on from it" if known else "the run has to start anew"
             raise TrainingError(
                 f"finetune: stopped after step {step}, whose checkpoint cannot be written to {self._folder} "
@@ -192,17 +236,34 @@ class Checkpoints:
         self._last_s = time.perf_counter()
         self._pause_s = max(_SHORTEST_S, (self._last_s - start) / _SHARE_OF_TIME)
 
-    def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """Return step and state of the last whole checkpoint, tensors on the CPU; None without any."""
+    def latest(self, delete_damaged: bool) -> tuple[int, dict[str, Any]] | None:
+        """Return step and state of the last whole checkpoint, tensors on the CPU; None without any.
+
+        Args:
+            delete_damaged: For the one process that holds the folder.
+
+        Raises:
+            TrainingError: One cannot be read, which does not say that it is damaged.
+        """
         for step, folder in reversed(self._steps()):
             try:
                 return step, _read(folder)
-            except (OSError, ValueError, KeyError) as error:
+            except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
                 logger.warning(
                     "finetune: the checkpoint of step %d is damaged (%s); taking the one before", step, error
                 )
+            except OSError as error:
+                raise _unreadable(folder, error) from error
+            if delete_damaged:
                 shutil.rmtree(folder, ignore_errors=True)
         return None
+
+    def finish(self) -> None:
+        """Delete all but the last, and note when the run ended."""
+        for _, folder in self._steps()[:-1]:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # no reason to fail: without the note they are kept for longer
+            (self._folder / _FINISHED).touch()
 
     def _write(self, step: int, files: dict[str, bytes]) -> None:
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._folder))
@@ -213,7 +274,10 @@ class Checkpoints:
                     file.flush()
                     os.fsync(file.fileno())
             _sync(scratch)
-            scratch.rename(self._folder / f"step-{step:08d}")
+            target = self._folder / f"step-{step:08d}"
+            if target.exists():  # a damaged one that could not be deleted
+                shutil.rmtree(target)
+            scratch.rename(target)
             _sync(self._folder)
         except OSError:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -221,7 +285,20 @@ class Checkpoints:
 
     def _steps(self) -> list[tuple[int, Path]]:
         """Return the checkpoints in order, whole or damaged."""
-        return sorted((int(folder.name[5:]), folder) for folder in self._folder.glob("step-*"))
+        try:
+            named = [(_NAME.fullmatch(folder.name), folder) for folder in self._folder.iterdir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _unreadable(self._folder, error) from error
+        return sorted((int(name[1]), folder) for name, folder in named if name is not None)
+
+
+def _unreadable(folder: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"finetune: {folder} cannot be read ({error.strerror}); it is left as it is: mend that and start "
+        "again, or delete it to go on without it"
+    )
 
 
 def _read(folder: Path) -> dict[str, Any]:

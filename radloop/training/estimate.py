@@ -14,8 +14,6 @@ import torch
 
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.models.family import Features
-from radloop.models.feature_cache import FeatureCache
 from radloop.models.loading import without_future_warnings
 from radloop.models.packing import Row
 from radloop.models.precision import QUANTIZED, choose_precision
@@ -23,7 +21,9 @@ from radloop.models.sketch import Sketch
 from radloop.training.batching import Batches, row_length
 from radloop.training.examples import Examples
 from radloop.training.losses import FeaturesOf
+from radloop.training.pictures import FeatureSource
 from radloop.training.plan import Plan
+from radloop.training.schedule import count_steps
 from radloop.training.simulation import PassMemory, simulate_pass
 
 _CUDA_CONTEXT = 500_000_000  # bytes that a GPU's driver and libraries take before any tensor
@@ -34,7 +34,13 @@ _STATE_BLOCK, _STATE_MIN = (
 )  # of 8-bit optimisers: numbers with one scale; tensors below keep 32 bits
 # Measured with glibc: what cannot be used again between tensors that stay, per byte that came and went.
 _GAPS = 0.08
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# By the version of Linux' control groups: files of the limit and of what is used, and what of this is content
+# of files that goes when its place is needed, as memory.stat names it.
+_CGROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 @dataclass(frozen=True)
@@ -105,18 +111,23 @@ class Setting:
         return Batches(self.train, *arrangement, self.seed)
 
     def passes(self) -> Iterator[list[Row]]:
-        """Yield the forward passes of the first epoch, in one process."""
-        for step in range(1, self.batches.steps_per_epoch + 1):
+        """Yield the forward passes in one process: of all steps, or where they are bounded of an epoch."""
+        num_steps = count_steps(self.config, self.batches.steps_per_epoch)
+        if self.config.tokens_per_pass is not None:  # then other orders make little difference
+            num_steps = min(num_steps, self.batches.steps_per_epoch)
+        for step in range(1, num_steps + 1):
             yield from self.batches.of(step).shares[0]
 
 
 def estimate_memory(setting: Setting) -> Memory:
     """Return what a run needs on a GPU where there is one, else in the CPU's memory.
 
-    The pass is gone through as the device would compute it: on a CPU in the precision of the weights, on
-    a GPU with LoRA layers in 16 bits, if the weights are. On a CPU the sum is held to within 20 % of the
-    measured peak of a process. That of a GPU (`torch.cuda.max_memory_allocated` and the context) comes from
-    the same count with the stock attention kernels; it has not been held against one.
+    The pass is gone through as the device would compute it: on a CPU in the precision of the weights, on a
+    GPU with LoRA layers in 16 bits, if the weights are. On a CPU the sum is held to within 20 % of the
+    measured peak of a process, but not where the base is quantised: that takes more while it is loaded, as
+    `preview` says, because its weights come in 32 bits first. That of a GPU
+    (`torch.cuda.max_memory_allocated` and the context) comes from the same count with the stock attention
+    kernels; it has not been held against one.
     """
     sketch, config = setting.sketch, setting.config
     trained = [parameter for parameter in sketch.model.parameters() if parameter.requires_grad]
@@ -130,7 +141,7 @@ def estimate_memory(setting: Setting) -> Memory:
         "activations": held.peak + _dequantised_bytes(sketch, setting.model),
     }
     if torch.cuda.is_available():
-        return Memory(parts | {"CUDA itself": _CUDA_CONTEXT}, rows, torch.cuda.mem_get_info()[0])
+        return Memory(parts | {"CUDA itself": _CUDA_CONTEXT}, rows, _free_gpu_bytes())
     parts["gaps between tensors"] = round(_GAPS * held.made)
     process = psutil.Process().memory_info().rss
     return Memory(parts | {"libraries and data": process}, rows, process + _free_bytes())
@@ -182,7 +193,7 @@ def _state_bytes(numbers: int, config: FinetuneConfig) -> int:
 
 
 def _largest_pass(setting: Setting) -> tuple[Sequence[Row], PassMemory]:
-    """Return the pass of the first epoch that needs most memory, and its bytes."""
+    """Return the pass that needs most memory, and its bytes."""
     passes = list(setting.passes())
     candidates = {id(rows): rows for size in _SIZES for rows in [max(passes, key=size)]}
     found = [(rows, _pass_memory(setting, rows)) for rows in candidates.values()]
@@ -223,18 +234,8 @@ def _pass_memory(setting: Setting, rows: Sequence[Row]) -> PassMemory:
 
 
 def _features_of(setting: Setting) -> FeaturesOf:
-    sketch, data = setting.sketch, setting.data
-    if setting.plan.cache_features:
-        return FeatureCache(sketch, None).of_data(data)
-    encode = sketch.encode_in_graph if setting.plan.in_graph else sketch.encode
-
-    def features(image_ids: Sequence[str]) -> list[Features]:
-        distinct = list(dict.fromkeys(image_ids))
-        encoded = encode([data.image(name) for name in distinct]) if distinct else []
-        found = dict(zip(distinct, encoded, strict=True))
-        return [found[name] for name in image_ids]
-
-    return features
+    sketch, data, plan, config = setting.sketch, setting.data, setting.plan, setting.config
+    return FeatureSource(sketch, data, plan, config, setting.seed, keep=False).training(0)
 
 
 @contextmanager
@@ -258,15 +259,37 @@ def _autocast(sketch: Sketch) -> Iterator[None]:
             layer.float()
 
 
+def _free_gpu_bytes() -> int:
+    """Return what the GPU has left, with what this process holds of it: PyTorch's share and CUDA itself."""
+    left: int = torch.cuda.mem_get_info()[0]
+    return left + torch.cuda.memory_reserved() + _CUDA_CONTEXT
+
+
 def _free_bytes() -> int:
     """Return what this machine, or the container that it is, has left in memory."""
-    free = psutil.virtual_memory().available
-    limit, used = (_read_number(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    return free if limit is None or used is None else min(free, limit - used)
+    of_groups = [_left_in(folder, version) for folder, version in _cgroups()]
+    return min([psutil.virtual_memory().available, *(left for left in of_groups if left is not None)])
 
 
-def _read_number(file: Path) -> int | None:
+def _cgroups() -> Iterator[tuple[Path, int]]:
+    """Yield the folders of the control groups that bound this process' memory, with their version."""
     try:
-        return int(file.read_text())
-    except (OSError, ValueError):  # no container, or "max": no limit
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:  # not on Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "memory" in controllers.split(","):
+            root, version = (_CGROUP / "memory", 1) if controllers else (_CGROUP, 2)
+            own = root / path.lstrip("/")
+            yield from ((folder, version) for folder in (own, *own.parents) if folder.is_relative_to(root))
+
+
+def _left_in(folder: Path, version: int) -> int | None:
+    *names, droppable = _CGROUP_FILES[version]
+    try:
+        limit, used = (int((folder / name).read_text()) for name in names)
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return limit - used + int(stat[droppable])
+    except (OSError, ValueError, KeyError):  # none that is seen from in here, or "max": no limit
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from radloop.data.prepared import PreparedData
@@ -95,11 +94,6 @@ def read_examples(
             limit,
         )
     return Examples(sets, len(columns), num_cut)
-
-
-def samples_of(sets: Sequence[ImageSet]) -> list[str]:
-    """Return the ids of all samples of the sets."""
-    return [sample_id for found in sets for sample_id in found.sample_ids]
 
 
 def _limit(prompts: Prompts, max_tokens: int | None) -> int:

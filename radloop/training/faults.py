@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,14 +9,22 @@ from contextlib import contextmanager
 
 import torch
 
+from radloop.config import FinetuneConfig
 from radloop.errors import TrainingError
+from radloop.models.loading import Loaded
 
 _CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 _NAMED_SAMPLES = 20
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_mb` count from now on, on a GPU; that of a process cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the largest memory so far in MB: PyTorch's on a GPU, the whole process' on a CPU."""
+    """Return the largest memory in MB: PyTorch's since the run began on a GPU, the process' on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -25,16 +32,17 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 @contextmanager
-def explain_out_of_memory(where: str, device: torch.device) -> Iterator[None]:
-    """Turn a failed allocation in this block into a TrainingError that names what takes less memory."""
+def explain_out_of_memory(
+    where: str, device: torch.device, advice: str = "free some, or take a machine with more"
+) -> Iterator[None]:
+    """Turn a failed allocation in this block into a TrainingError with advice, such as `less_memory`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"finetune: out of memory {where}, after a peak of {peak_memory_mb(device):,.0f} MB; lower "
-            "finetune.tokens_per_pass, set finetune.gradient_checkpointing: true or model.precision: nf4. "
+            f"finetune: out of memory {where}, after a peak of {peak_memory_mb(device):,.0f} MB; {advice}. "
             "Checkpoints written before are kept"
         ) from error
 
@@ -45,18 +53,34 @@ def _is_out_of_memory(error: Exception) -> bool:
     return any(words in str(error).lower() for words in _CPU_OUT_OF_MEMORY)
 
 
-def require_finite(name: str, value: float, where: str, sample_ids: Sequence[str]) -> None:
-    """Stop a run whose `name` is no finite number any more, before it gets into the weights.
+def less_memory(loaded: Loaded, config: FinetuneConfig) -> str:
+    """Say which settings take less memory, of those that are not what they could be yet."""
+    verb = "set" if config.tokens_per_pass is None else "lower"
+    known = [f"{verb} finetune.tokens_per_pass"]
+    if not config.gradient_checkpointing and loaded.base_model.supports_gradient_checkpointing:
+        known.append("set finetune.gradient_checkpointing: true")
+    if loaded.precision != "nf4" and "nf4" in loaded.family.precisions:
+        known.append("set model.precision: nf4")
+    return " or ".join(known)
 
-    Raises:
-        TrainingError: Names the place and the samples of the step.
+
+def not_finite(
+    name: str, value: float, where: str, sample_ids: Sequence[str], config: FinetuneConfig
+) -> TrainingError:
+    """Return the error of a run whose `name` is no finite number any more.
+
+    Args:
+        name: Of the figure.
+        value: What it is.
+        where: Step and learning rate.
+        sample_ids: Of what it was computed from.
+        config: Of the run.
     """
-    if math.isfinite(value):
-        return
     named = ", ".join(sample_ids[:_NAMED_SAMPLES])
     more = len(sample_ids) - _NAMED_SAMPLES
-    raise TrainingError(
+    warmup = "warmup" if config.warmup_steps is None else "warmup_steps"
+    return TrainingError(
         f"finetune: {name} is {value} {where}, with the samples {named}{f' and {more} more' * (more > 0)}; "
-        "lower finetune.learning_rate or raise finetune.warmup, or look at these samples. The step is not "
-        "taken; checkpoints written before are kept"
+        f"lower finetune.learning_rate or raise finetune.{warmup}, or look at these samples. Nothing of this "
+        "step is kept; checkpoints written before are"
     )

@@ -1,29 +1,34 @@
 """Training in several processes: a job in a folder that `accelerate launch` runs.
 
 `launch` writes the job, starts it and reads the adapter back; `python -m radloop.training.job FOLDER`
-is what each of the processes does.
+is what each of the processes does. All of them end when the one that called `launch` ends, killed or not.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from accelerate import PartialState
 
-from radloop import errors
+from radloop import errors, workspace
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import ConfigError, RadloopError, TrainingError
@@ -34,6 +39,7 @@ logger = logging.getLogger(__name__)
 OnStep = Callable[[dict[str, float]], None]
 
 _JOB, _EVENTS, _LAUNCHER, _ADAPTER = "job.json", "events.jsonl", "launcher.log", "adapter"
+_IN_USE = "in-use"  # locked by the process that called `launch`, as long as it is alive
 _POLL_S = 0.1
 _STOP_S = 30.0  # that processes get to end
 _LINES = 15  # of a process that failed
@@ -56,10 +62,77 @@ def launch(
             f"finetune.launch: {config.launch} is no file; name one such as "
             "configs/accelerate/multi_gpu.yaml, or write your own with `accelerate config --config_file FILE`"
         )
-    owner = tempfile.TemporaryDirectory(prefix="radloop-job-")
-    folder = Path(owner.name)
-    write(folder, data, model, config, seed)
-    program = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config.launch)]
+    with _terminated_as_interrupted(), _job_folder() as folder:
+        write(folder, data, model, config, seed)
+        exit_code = _run_launcher(folder, config.launch, on_step)
+        if not (folder / _ADAPTER).is_dir():
+            raise _failure(folder, exit_code)
+        if exit_code:  # the adapter has its name only once it is whole
+            logger.warning(
+                "finetune: a launched process ended with code %d, after the adapter was written", exit_code
+            )
+        return Adapter.load(folder / _ADAPTER).copy()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt in this block: by itself it ends Python without a clean-up.
+
+    Python lets only the main thread do so, and a handler that the caller has set is left alone.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _job_folder() -> Iterator[Path]:
+    """Yield a new folder that this process holds; delete it at the end, and those that dead processes held.
+
+    Raises:
+        TrainingError: It cannot be written or locked.
+    """
+    parent = workspace.home() / "jobs"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with (parent / "lock").open("w") as gate:  # else a new folder looks abandoned until it is locked
+            fcntl.flock(gate, fcntl.LOCK_EX)
+            for other in parent.iterdir():
+                _delete_if_abandoned(other)
+            folder = Path(tempfile.mkdtemp(dir=parent))
+            lock = (folder / _IN_USE).open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _unusable(parent, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _delete_if_abandoned(folder: Path) -> None:
+    with suppress(OSError), (folder / _IN_USE).open("a") as lock:  # locked, or another user's
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unusable(folder: Path, error: OSError) -> TrainingError:
+    return TrainingError(
+        f"finetune: {folder} cannot be written or locked ({error}); launched processes get their data there: "
+        "make room, or name another state folder in RADLOOP_HOME, on a file system that can lock files"
+    )
+
+
+def _run_launcher(folder: Path, launch_file: Path, on_step: OnStep | None) -> int:
+    """Start the processes of a job and wait for their end; return the launcher's exit code."""
+    program = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
     with (folder / _LAUNCHER).open("wb") as log, (folder / _EVENTS).open() as events:
         process = subprocess.Popen(
             [*program, "-m", "radloop.training.job", str(folder)],
@@ -71,22 +144,34 @@ def launch(
             _follow(process, events, on_step)
         finally:
             _stop(process)
-    if process.returncode or not (folder / _ADAPTER).is_dir():
-        raise _failure(folder, process.returncode)
-    return Adapter(folder / _ADAPTER, owner)
+    return process.returncode
 
 
 def write(folder: Path, data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> None:
-    """Write a job into an existing folder."""
-    (folder / "data").mkdir()
-    data.save(folder / "data")
+    """Write a job into an existing folder, with the data that training reads.
+
+    Raises:
+        TrainingError: There is no room.
+    """
     settings = {
         "model": model.model_dump(mode="json"),
         "config": config.model_dump(mode="json"),
         "seed": seed,
     }
-    (folder / _JOB).write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / _EVENTS).touch()
+    try:
+        (folder / "data").mkdir()
+        _trained_on(data).save(folder / "data")
+        (folder / _JOB).write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / _EVENTS).touch()
+    except OSError as error:
+        raise _unusable(folder, error) from error
+
+
+def _trained_on(data: PreparedData) -> PreparedData:
+    """Return the train and validation splits, with their images alone."""
+    samples = data.samples.filter(pc.is_in(data.samples["split"], pa.array(["train", "validation"])))
+    used = pc.unique(pc.list_flatten(samples["image_ids"]))
+    return PreparedData(data.images.filter(pc.is_in(data.images["id"], used)), samples, data.fingerprint)
 
 
 def run(folder: Path) -> None:
@@ -109,15 +194,15 @@ def run(folder: Path) -> None:
                 job["seed"],
                 on_step,
             )
+        if rank == 0:
+            scratch = folder / "adapter.writing"
+            scratch.mkdir()
+            adapter.save(scratch)
+            scratch.rename(folder / _ADAPTER)
     except RadloopError as error:
         content = {"kind": type(error).__name__, "message": error.message}
         (folder / f"error-{rank}.json").write_text(json.dumps(content))
         raise
-    if rank == 0:
-        scratch = folder / "adapter.writing"
-        scratch.mkdir()
-        adapter.save(scratch)
-        scratch.rename(folder / _ADAPTER)
 
 
 @contextmanager
@@ -186,8 +271,8 @@ def _failure(folder: Path, exit_code: int) -> RadloopError:
     log = folder / f"rank-{rank}.log"
     last = _last_lines(log.read_text(errors="replace") if log.is_file() else "") or _last_lines(output)
     return TrainingError(
-        f"finetune: process {rank} of the launched ones {how}; the same run, started again, goes on from the "
-        f"last checkpoint. Its last lines:\n{last}"
+        f"finetune: process {rank} of the launched ones {how}; the same run, started again, goes on from its "
+        f"last checkpoint, if it has written one. Its last lines:\n{last}"
     )
 
 
@@ -195,8 +280,21 @@ def _last_lines(text: str) -> str:
     return "\n".join(text.rstrip().splitlines()[-_LINES:])
 
 
+def _end_with_caller(folder: Path) -> None:
+    """Wait until the process that called `launch` is gone or done with this job, then end this one at once.
+
+    Its lock tells so however it ended, and also where the launcher between the two is gone first.
+    """
+    try:
+        with (folder / _IN_USE).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+    finally:  # the folder is gone as well
+        os._exit(1)
+
+
 def main(folder: Path) -> int:
     """Run one process of a job; what it prints goes into a file of its own. Returns the exit code."""
+    threading.Thread(target=_end_with_caller, args=[folder], daemon=True).start()
     rank = int(os.environ.get("RANK", 0))
     with (folder / f"rank-{rank}.log").open("wb") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-_TOKEN_BY_TOKEN = ("mlp", "self_attn.o_proj")  # of a layer; attention itself needs the other tokens
+_TOKEN_BY_TOKEN = ("mlp", "self_attn.o_proj", "self_attn.q_proj")  # keys and values need all tokens
 
 
 @contextmanager
 def only_at(model: Any, predicts: torch.Tensor) -> Iterator[None]:
-    """Let the last layer compute its MLP and what follows attention at some tokens alone, in this block.
+    """Let the last layer compute all but keys and values at some tokens alone, in this block.
 
     Answers are short, so that is most of what the layer costs. Elsewhere its output is wrong, where
     nothing reads it: the loss and its gradients are the same. Not done with gradient checkpointing,
@@ -23,7 +23,7 @@ def only_at(model: Any, predicts: torch.Tensor) -> Iterator[None]:
         model: The Transformers model itself.
         predicts: Bool, shape (rows, tokens), where the output is read.
     """
-    parts = [] if model.is_activation_checkpointing else _parts(model)
+    parts = _parts(model)
     places = predicts.flatten().nonzero().squeeze(1) if parts else predicts
 
     def gather(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -44,6 +44,6 @@ def only_at(model: Any, predicts: torch.Tensor) -> Iterator[None]:
 
 def _parts(model: Any) -> list[torch.nn.Module]:
     layers = getattr(model.get_decoder(), "layers", None)
-    if layers is None:
+    if layers is None or getattr(layers[-1], "gradient_checkpointing", False):
         return []
     return [part for name, part in layers[-1].named_modules() if name in _TOKEN_BY_TOKEN]

@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import ConfigError, DataError
+from radloop.errors import ConfigError, DataError, TrainingError
 from radloop.models.loading import Loaded
 from radloop.training.adapter import Adapter, with_lora
 from radloop.training.batching import Batches
 from radloop.training.checkpoints import Checkpoints, folder_of, opened, run_key
 from radloop.training.examples import Examples, read_examples
+from radloop.training.faults import explain_out_of_memory
 from radloop.training.merging import Probe, verify_merge
 from radloop.training.pictures import FeatureSource
 from radloop.training.plan import Plan, make_plan
@@ -46,55 +48,97 @@ def finetune(
 ) -> Adapter:
     """See `radloop.training.finetune`."""
     run = Run.of(data, model, config, seed)
-    trainer = run.trainer
-    folder = folder_of(run_key(data, model, run.loaded.reference, config, seed))
-    is_first = trainer.accelerator.is_main_process
-    keeps = is_first and can_checkpoint(trainer.accelerator)
-    with opened(folder, config.checkpoint_every) if keeps else nullcontext() as checkpoints:
-        _resume(trainer, folder)
-        start = time.perf_counter() - trainer.state.seconds
-        with Progress(trainer.num_steps, trainer.state.step + 1, shown=is_first) as progress:
-            for facts, num_samples in trainer.steps():
-                trainer.state.num_samples += num_samples
-                trainer.state.seconds = time.perf_counter() - start
-                if is_first:
-                    progress.show(facts, num_samples)
-                    if on_step is not None:
-                        on_step(facts)
-                _save(trainer, checkpoints)
-        kept_step = trainer.keep_best()
-        state = trainer.state
-        record = run.record() | {
-            "kept_step": kept_step,
-            "seconds": state.seconds,
-            "samples_per_s": state.num_samples / state.seconds,
-            "history": state.history,
-            "merge": trainer.forward(verify_merge, run.loaded, run.probe()).facts(),
-        }
-        return Adapter.of(run.loaded, model, record)
+    accelerator = run.trainer.accelerator
+    folder = folder_of(run_key(data, model, run.loaded, config, seed))
+    keeps = can_checkpoint(accelerator)
+    if not keeps and accelerator.is_main_process:
+        logger.warning("finetune: no checkpoints are written under DeepSpeed: a killed run starts anew")
+    holds = keeps and accelerator.is_main_process
+    with opened(folder, config.checkpoint_every) if holds else nullcontext() as checkpoints:
+        _resume(run.trainer, folder, holds)
+        _take_steps(run.trainer, checkpoints, on_step)
+        return _adapter(run)
 
 
-def _resume(trainer: Trainer, folder: Path) -> None:
+def _resume(trainer: Trainer, folder: Path, holds: bool) -> None:
     """Take up the last whole checkpoint, if there is one."""
-    with trainer.accelerator.main_process_first():  # it deletes damaged ones
-        found = Checkpoints(folder).latest()
+    accelerator = trainer.accelerator
+    with accelerator.main_process_first():  # it deletes damaged ones
+        found = Checkpoints(folder).latest(delete_damaged=holds)
+    _require_same_step(accelerator, 0 if found is None else found[0])
     if found is None:
         return
     step, checkpoint = found
     trainer.restore(checkpoint)
-    if trainer.accelerator.is_main_process:
+    if accelerator.is_main_process:
         logger.info("finetune: going on after step %d of %d, from %s", step, trainer.num_steps, folder)
 
 
+def _require_same_step(accelerator: Accelerator, step: int) -> None:
+    """Raise an error in all processes if they do not go on after the same step."""
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise TrainingError(
+            f"finetune: the processes would go on after different steps ({', '.join(map(str, steps))}), as "
+            "they do not read the same checkpoints; let RADLOOP_HOME name one folder that all of them share"
+        )
+
+
+def _take_steps(
+    trainer: Trainer, checkpoints: Checkpoints | None, on_step: Callable[[Facts], None] | None
+) -> None:
+    """Take the steps that are left; tell of those before as well."""
+    state, is_first = trainer.state, trainer.accelerator.is_main_process
+    tell = on_step if is_first and on_step is not None else _ignore
+    for facts in state.history:
+        tell(facts)
+    start = time.perf_counter() - state.seconds
+    saved = state.step
+    with Progress(trainer.num_steps, state.step + 1, shown=is_first) as progress:
+        for facts, num_samples in trainer.steps():
+            state.num_samples += num_samples
+            state.seconds = time.perf_counter() - start
+            if is_first:
+                progress.show(facts, num_samples)
+            tell(facts)
+            if _any(trainer, checkpoints is not None and checkpoints.due(state.step)):
+                _save(trainer, checkpoints)
+                saved = state.step
+    if saved < state.step and _any(trainer, checkpoints is not None):
+        _save(trainer, checkpoints)
+
+
+def _ignore(facts: Facts) -> None:
+    """Be told of a step in a process that tells nobody."""
+
+
+def _any(trainer: Trainer, holds: bool) -> bool:
+    """Say in all processes whether it holds in one of them."""
+    return total(trainer.accelerator, [float(holds)])[0] > 0
+
+
 def _save(trainer: Trainer, checkpoints: Checkpoints | None) -> None:
-    """Write a checkpoint in the first process if one is due, but none of a run that is at its end."""
-    step = trainer.state.step
-    is_due = checkpoints is not None and checkpoints.due(step) and step < trainer.num_steps
-    (wanted,) = total(trainer.accelerator, [float(is_due)])
-    if wanted:
-        content = trainer.checkpoint()  # to which each process may have to add its part
-        if checkpoints is not None:
-            checkpoints.save(step, content)
+    """Write a checkpoint in the first process."""
+    start = time.perf_counter()
+    content = trainer.checkpoint()  # to which each process may have to add its part
+    if checkpoints is not None:
+        checkpoints.save(trainer.state.step, content, time.perf_counter() - start)
+
+
+def _adapter(run: Run) -> Adapter:
+    """Make the adapter of the weights to be kept, when all steps are taken."""
+    kept_step = run.trainer.keep_best()
+    state = run.trainer.state
+    with explain_out_of_memory("after the last step, when merging was tried", run.loaded.device):
+        agreement = run.trainer.forward(verify_merge, run.loaded, run.probe())
+    record = run.record() | {
+        "kept_step": kept_step,
+        "seconds": state.seconds,
+        "samples_per_s": state.num_samples / state.seconds,
+        "history": state.history,
+        "merge": agreement.facts(),
+    }
+    return Adapter.of(run.loaded, run.model, record)
 
 
 @dataclass(frozen=True)

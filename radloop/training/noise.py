@@ -16,8 +16,9 @@ class EmbeddingNoise:
     """Adds uniform noise in +-alpha / sqrt(length * width) to the embeddings of text tokens.
 
     The length is that of the token's own pair with its head, so that packing makes the noise no
-    smaller. Image tokens get none: their embeddings are replaced by the image's features. The noise
-    is drawn from torch's global generator.
+    smaller. Where a family puts an image's features in the places of its tokens, those have none; a token
+    that stands for a whole image, as Mllama's does, gets noise like any other. It is drawn from torch's
+    global generator.
 
     Source: Jain et al., NEFTune: Noisy Embeddings Improve Instruction Finetuning, ICLR 2024.
     """
@@ -32,9 +33,12 @@ class EmbeddingNoise:
         if not self._alpha:
             yield
             return
-        lengths = pad_sequence([_lengths(row) for row in rows], batch_first=True, padding_value=1.0)
+        packed, apart = rows, [(group,) for row in rows for group in row]
 
         def add(_module: Any, _inputs: Any, embeddings: torch.Tensor) -> torch.Tensor:
+            # BLIP gives every group a row of its own, which is the same where no rows are shared.
+            laid = packed if len(embeddings) == len(packed) else apart
+            lengths = pad_sequence([_lengths(row) for row in laid], batch_first=True, padding_value=1.0)
             size = self._alpha / (lengths.to(embeddings.device) * embeddings.shape[-1]).sqrt()
             noise = torch.empty_like(embeddings).uniform_(-1, 1)
             return embeddings + noise * size[..., None].to(embeddings.dtype)

@@ -29,12 +29,14 @@ class FeatureSource:
         seed: int,
         keep: bool = True,
     ) -> None:
-        """Prepare the source; unless `keep`, the cache leaves nothing on disk and computes each time anew."""
+        """Prepare the source; unless `keep`, features are never kept on disk, whatever the plan is."""
         self._loaded, self._data, self._plan, self._seed = loaded, data, plan, seed
         self._augment = config.augment
         # Pictures to validate on are not augmented, so augmentation is no reason against their cache.
         self._keep_validation = config.cache_features is not False and not plan.in_graph
-        self._cache = FeatureCache(loaded, workspace.features() if keep else None).of_data(data)
+        # Whatever may be trained from the cache is validated from it.
+        folder = workspace.features() if keep and self._keep_validation else None
+        self._cache = FeatureCache(loaded, folder).of_data(data)
 
     def training(self, epoch: int) -> FeaturesOf:
         """Return what gives the features to train on in an epoch, from 0."""

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+_LOSS = {"token": "loss (nats per answer token)", "answer": "loss (nats per token, mean of answers)"}
 _BLUE, _ORANGE, _GREY = "#0b6e8a", "#c8641c", "#5b6b7b"
 
 
@@ -38,7 +39,7 @@ def plot_history(record: dict[str, Any]) -> bytes:
     above.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     above.yaxis.set_major_formatter("{x:g}")
     above.yaxis.set_minor_formatter("")
-    above.set_ylabel("loss (nats per answer token)")
+    above.set_ylabel(_LOSS[record["settings"].get("loss", "token")])
     above.legend(frameon=False)
     data, parameters = record["data"], record["parameters"]
     above.set_title(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import ConfigError
-from radloop.models.precision import choose_precision
+from radloop.models.precision import QUANTIZED, choose_precision
 from radloop.models.sketch import Sketch, on_meta, sketch
 from radloop.training.adapter import with_lora
 from radloop.training.batching import row_length
@@ -51,10 +53,30 @@ def require_trainable(model: ModelConfig, config: FinetuneConfig) -> str:
         ModelError: There is no such base, it cannot be used, or has nothing to train.
     """
     make_plan(models.get_family(model.family), config)
-    if config.launch is not None and not config.launch.is_file():
-        raise ConfigError(f"finetune.launch: {config.launch} is no file; name one of configs/accelerate")
+    if config.launch is not None:
+        _is_divided(config.launch)
     make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     return sketch_with_lora(model, config).reference.sha256
+
+
+def _is_divided(launch: Path) -> bool:
+    """Tell whether the processes of an accelerate config share one copy of the base.
+
+    Raises:
+        ConfigError: It is no file, or not one of accelerate's.
+    """
+    if not launch.is_file():
+        raise ConfigError(f"finetune.launch: {launch} is no file; name one of configs/accelerate")
+    try:
+        content = yaml.safe_load(launch.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"finetune.launch: {launch} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or "distributed_type" not in content:
+        raise ConfigError(
+            f"finetune.launch: {launch} has no distributed_type; name one of configs/accelerate, or write "
+            "your own with `accelerate config --config_file FILE`"
+        )
+    return bool(content["distributed_type"] == "FSDP")
 
 
 def sketch_with_lora(model: ModelConfig, config: FinetuneConfig) -> Sketch:
@@ -105,7 +127,12 @@ def _of_memory(setting: Setting, memory: Memory) -> Iterator[str]:
         yield f"    {name:<22}{_size(size):>10}"
     rows = memory.rows
     yield f"    activations of {len(rows)} rows of {max(map(row_length, rows)):,} tokens, the largest pass"
-    if setting.config.launch:
+    if choose_precision(setting.model, setting.sketch.family) in QUANTIZED and not torch.cuda.is_available():
+        yield "    more while the base is loaded: a CPU takes weights in 32 bits before it quantises them"
+    if launch := setting.config.launch:
+        if _is_divided(launch):
+            yield "    of one whole copy, which the processes divide: each needs less of all but activations"
+            return
         yield "    each of the processes needs this, with shorter passes"
     if memory.fits:
         return
@@ -231,19 +258,20 @@ def _of_time(
     num_steps: int,
 ) -> Iterator[str]:
     if not memory.fits:
-        yield f"time: not measured, because it does not fit; {num_steps:,} steps"
+        yield f"time: not measured, because it does not fit in one process; {num_steps:,} steps"
     elif seconds := long_step(setting, parameters.total, tokens):
         yield (
             f"time: not measured; by its operations each of {num_steps:,} steps takes this CPU about "
             f"{_duration(seconds)}, all of them {_duration(num_steps * seconds)}"
         )
     else:
-        yield from _of_timing(time_steps(setting, validation, tokens))
+        timing = time_steps(setting, validation, tokens)
+        yield from _of_timing(timing, with_answers=setting.config.best_by == "exact_match")
         if setting.config.launch:
             yield "    in one process; those of finetune.launch share each step"
 
 
-def _of_timing(timing: Timing) -> Iterator[str]:
+def _of_timing(timing: Timing, with_answers: bool) -> Iterator[str]:
     yield (
         f"time: about {_duration(timing.total)}, until {_end(timing.total)} if it started now, by "
         f"{timing.num_timed} timed steps"
@@ -251,7 +279,7 @@ def _of_timing(timing: Timing) -> Iterator[str]:
     yield f"    {timing.num_steps:,} steps of {timing.step:.2g} s, {timing.samples_per_s:,.0f} samples/s"
     yield (
         f"    {_duration(timing.features)} for image features, less where they are kept already; "
-        f"{_duration(timing.validation)} for validation"
+        f"{_duration(timing.validation)} for validation" + ", with its answers" * with_answers
     )
 
 

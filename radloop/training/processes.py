@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from radloop.models.family import base_of
@@ -20,10 +21,18 @@ _T = TypeVar("_T")
 
 def make_accelerator(loaded: Loaded) -> Accelerator:
     """Return the accelerator of this process: alone, or one of those that `accelerate launch` started."""
+    # What accelerate knows outlives a run, and a later one of the same process may be in another precision.
+    # Several processes are started anew for each run, and what they have set up cannot be set up again.
+    if AcceleratorState._shared_state.get("distributed_type") == DistributedType.NO:
+        AcceleratorState._reset_state()
     # A question without an image leaves the vision layers without a gradient, where those are trained.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
-        cpu=loaded.device.type == "cpu", mixed_precision=loaded.mixed_precision, kwargs_handlers=[unused]
+        cpu=loaded.device.type == "cpu",
+        mixed_precision=loaded.mixed_precision,
+        # Passes are weighted where they are computed. Left out, this comes from the environment.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[unused],
     )
 
 
@@ -51,14 +60,36 @@ def prepare(
     accelerator: Accelerator,
     model: torch.nn.Module,
     make_optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
+    max_grad_norm: float,
 ) -> tuple[Any, Any]:
-    """Return a `ForwardPass` of the model and its optimiser, as the processes need them."""
+    """Return a `ForwardPass` of the model and its optimiser, as the processes need them.
+
+    Args:
+        accelerator: Of this process.
+        model: With its LoRA layers.
+        make_optimizer: Of the parameters to train.
+        max_grad_norm: To which DeepSpeed, which clips in a step of its own, is to clip.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     forward, optimizer = ForwardPass(model), make_optimizer(trained)
     if accelerator.distributed_type == DistributedType.NO:
         return forward, accelerator.prepare(optimizer)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # A sample in DeepSpeed's count is a forward pass here, and how many make a step is said with each.
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_batch_size": accelerator.num_processes,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": max_grad_norm,
+        }
     prepared: tuple[Any, Any] = accelerator.prepare(forward, optimizer)
     return prepared
+
+
+def steps_itself(accelerator: Accelerator) -> bool:
+    """Say whether the optimiser's step is taken in the last backward pass: DeepSpeed does."""
+    takes: bool = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return takes
 
 
 def can_checkpoint(accelerator: Accelerator) -> bool:

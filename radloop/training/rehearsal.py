@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from radloop import models
@@ -16,13 +19,13 @@ from radloop.models.family import Features
 from radloop.models.loading import Loaded
 from radloop.models.packing import PADDING, Batch, Row
 from radloop.training.adapter import with_lora
-from radloop.training.batching import Batches, StepBatch, groups_of, row_length
+from radloop.training.batching import Batches, StepBatch, groups_of
 from radloop.training.estimate import Setting
 from radloop.training.examples import Examples
-from radloop.training.losses import FeaturesOf, summed_loss
+from radloop.training.losses import FeaturesOf
 from radloop.training.pictures import FeatureSource
 from radloop.training.trainer import Trainer
-from radloop.training.validation import answering
+from radloop.training.validation import Validation
 
 _MAX_STEPS, _MAX_SECONDS = 8, 4.0
 _CPU_FLOPS = 2e10  # a second: low, so that what is said to take long does
@@ -134,7 +137,7 @@ class Timing:
         step: Of a step, at the mean number of tokens.
         samples_per_s: Of training.
         features: To compute the image features that are kept, once.
-        validation: All of them, without answering.
+        validation: All of them; with the answers, where those decide on the best weights.
     """
 
     num_steps: int
@@ -158,8 +161,17 @@ def long_step(setting: Setting, num_parameters: int, tokens: TokenCounts) -> flo
     return seconds if seconds > _LONG_STEP else None
 
 
+@contextmanager
+def _random_numbers_of_its_own() -> Iterator[None]:
+    """Give back the state of PyTorch's random numbers, which steps are seeded by."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@_random_numbers_of_its_own()
 def time_steps(setting: Setting, validation: Examples, tokens: TokenCounts) -> Timing:
-    """Take a few steps of the run and forget them; neither disk nor the run's random numbers are touched.
+    """Take a few steps of the run and forget them; neither disk nor random numbers are touched.
 
     Args:
         setting: The run.
@@ -235,18 +247,19 @@ class _InMemory(FeatureSource):
 def _validation_seconds(
     loaded: Loaded, trainer: Trainer, setting: Setting, source: FeatureSource, split: Examples
 ) -> float:
-    """Return how long the loss of the validation split takes, by its first batch."""
+    """Return how long a validation takes, by its first batch."""
     if not split.num_samples:
         return 0.0
-    config = setting.config
+    config = setting.config.model_copy(update={"cache_features": False})  # else answers keep some on disk
     arrangement = (config.images_per_step, config.tokens_per_pass, config.share_prefix, setting.seed)
     first, *others = Batches(split, *arrangement).in_order()
-    rows = first.shares[0][0]
     features = source.training(0)
-    features([image_id for row in rows for group in row for image_id in group.image_ids])
-    with answering(loaded.model), torch.no_grad(), trainer.accelerator.autocast():
-        start = time.perf_counter()
-        summed_loss(loaded, features, rows, setting.config.loss).item()
-        seconds = time.perf_counter() - start
-    timed = sum(row_length(row) for row in rows)
-    return seconds / timed * sum(batch.num_tokens for batch in (first, *others))
+    features([image_id for group in groups_of(first.sets) for image_id in group.image_ids])
+    ids = pa.array([sample_id for found in first.sets for sample_id in found.sample_ids])
+    samples = setting.data.samples
+    data = replace(setting.data, samples=samples.filter(pc.is_in(samples["id"], ids)))
+    validation = Validation(loaded, data, [first], features, config)
+    start = time.perf_counter()
+    validation.measure(trainer.accelerator, trainer.forward)
+    seconds = time.perf_counter() - start
+    return seconds / first.num_tokens * sum(batch.num_tokens for batch in (first, *others))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -55,8 +55,8 @@ class State:
         return cls(**content | {"best": None if best is None else Best(**best)})
 
     def content(self) -> dict[str, Any]:
-        """Return all of it as a nest of plain values and tensors."""
-        return asdict(self)
+        """Return all of it as a nest of plain values and tensors, which are not copied."""
+        return vars(self) | {"best": None if self.best is None else vars(self.best)}
 
     def judge(self, facts: Facts, model: torch.nn.Module, config: FinetuneConfig) -> None:
         """Take the validation of the step just taken into account."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,12 +17,18 @@ from radloop.errors import TrainingError
 from radloop.models.loading import Loaded
 from radloop.models.packing import Row
 from radloop.training.batching import Batches, StepBatch, row_length
-from radloop.training.faults import explain_out_of_memory, peak_memory_mb, require_finite
+from radloop.training.faults import (
+    explain_out_of_memory,
+    less_memory,
+    not_finite,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from radloop.training.losses import summed_loss
 from radloop.training.noise import EmbeddingNoise
 from radloop.training.optimizers import make_optimizer
 from radloop.training.pictures import FeatureSource
-from radloop.training.processes import make_accelerator, prepare, total, whole
+from radloop.training.processes import make_accelerator, prepare, steps_itself, total, whole
 from radloop.training.schedule import count_steps, rate_factor
 from radloop.training.state import Facts, State, restore_optimizer, restore_weights, trained_weights
 from radloop.training.validation import Validation
@@ -30,7 +37,11 @@ _SMALLEST_SCALE = 1.0  # of fp16 losses: gradients that overflow at this are not
 
 
 class Trainer:
-    """Takes the steps of a run one by one; `state`, the optimiser and the weights are all it changes."""
+    """Takes the steps of a run one by one.
+
+    What a run goes on from is in the weights, the optimiser, the scaler of fp16 losses and `state`. What
+    else it changes is set anew for each step: torch's global random numbers, gradients, learning rates.
+    """
 
     def __init__(
         self,
@@ -52,12 +63,16 @@ class Trainer:
         self.state = State()
         self.accelerator = make_accelerator(loaded)
         self.forward, self.optimizer = prepare(
-            self.accelerator, loaded.model, partial(make_optimizer, config)
+            self.accelerator, loaded.model, partial(make_optimizer, config), config.max_grad_norm
         )
         self._trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+        self._explained = partial(
+            explain_out_of_memory, device=loaded.device, advice=less_memory(loaded, config)
+        )
         self._noise = EmbeddingNoise(loaded.base_model, config.neftune_alpha)
         if config.gradient_checkpointing:
             loaded.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+        reset_peak_memory(loaded.device)
 
     def steps(self) -> Iterator[tuple[Facts, int]]:
         """Take the steps that are left; yield the facts of each and its number of samples."""
@@ -99,15 +114,20 @@ class Trainer:
         rate = self._config.learning_rate * rate_factor(step, self.num_steps, self._config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self._add_gradients(step, batch, where)
-        norm = self._update(rate, loss, batch, where)
+        losses = self._add_gradients(step, batch, where)
+        (loss,) = total(self.accelerator, [losses.sum().item()])
+        trying = f"{where} (learning rate {rate:.2g})"
+        if not math.isfinite(loss):
+            samples = self._faulty_samples(step, batch, losses)
+            raise not_finite("the loss", loss, trying, samples, self._config)
+        update = self._update(batch, trying)
         seconds = time.perf_counter() - start
         facts = {
             "step": step,
             "epoch": step / self._batches.steps_per_epoch,
             "loss": loss,
             "learning_rate": rate,
-            "grad_norm": norm,
+            **update,
             "samples_per_s": batch.num_samples / seconds,
             "tokens_per_s": batch.num_tokens / seconds,
             "memory_mb": peak_memory_mb(self._loaded.device),
@@ -118,8 +138,8 @@ class Trainer:
         self.state.history.append(facts)
         return facts, batch.num_samples
 
-    def _add_gradients(self, step: int, batch: StepBatch, where: str) -> float:
-        """Add up the gradients of the step's loss, pass by pass, and return the loss."""
+    def _add_gradients(self, step: int, batch: StepBatch, where: str) -> torch.Tensor:
+        """Add up the gradients of the step's loss, and return what each pass of this process adds to it."""
         features = self._source.training(self._batches.epoch_of(step))
         accelerator, weighting = self.accelerator, self._config.loss
         weight = batch.total_weight(weighting)
@@ -128,7 +148,7 @@ class Trainer:
         for number, (rows, counts) in enumerate(passes, start=1):
             is_last = accelerator.sync_gradients = number == len(passes)  # DeepSpeed takes its step then
             meet = nullcontext() if is_last else accelerator.no_sync(self.forward)
-            with meet, explain_out_of_memory(f"{where}, in a pass of {_size(rows)}", self._loaded.device):
+            with meet, self._explained(f"{where}, in a pass of {_size(rows)}"):
                 with accelerator.autocast(), self._noise.on(rows):
                     loss = (
                         self.forward(summed_loss, self._loaded, features, rows, weighting) * counts / weight
@@ -136,28 +156,58 @@ class Trainer:
                 # The processes' gradients are averaged where they are to be added.
                 accelerator.backward(loss * accelerator.num_processes)
             losses.append(loss.detach())
-        return total(accelerator, [torch.stack(losses).sum().item()])[0]
+        return torch.stack(losses)
 
-    def _update(self, rate: float, loss: float, batch: StepBatch, where: str) -> float:
-        """Take the optimiser's step, unless something is not finite; return the norm before clipping."""
-        samples = [sample_id for found in batch.sets for sample_id in found.sample_ids]
-        where = f"{where} (learning rate {rate:.2g})"
-        require_finite("the loss", loss, where, samples)
+    def _faulty_samples(self, step: int, batch: StepBatch, losses: torch.Tensor) -> list[str]:
+        """Return the ids of the samples whose loss is no finite number, as far as it can be told.
+
+        Args:
+            step: From 1.
+            batch: Of the step.
+            losses: Of the passes of this process; only now do the others hear of them.
+        """
+        accelerator = self.accelerator
+        shares = [batch.passes_of(process) for process in range(accelerator.num_processes)]
+        faults = [[0.0] * len(share) for share in shares]
+        faults[accelerator.process_index] = (~losses.isfinite()).float().tolist()
+        faulty = total(accelerator, [fault for share in faults for fault in share])
+        passes = [rows for share in shares for rows, _ in share]
+        rows = [row for found, fault in zip(passes, faulty, strict=True) if fault for row in found]
+        if accelerator.num_processes == 1:
+            rows = self._narrowed(step, rows)
+        # A pass that does not count is another's as well; a sum may overflow without any of them.
+        return list(dict.fromkeys(batch.sample_ids(rows or batch.rows)))
+
+    def _narrowed(self, step: int, rows: list[Row]) -> list[Row]:
+        """Return the groups whose loss is no finite number when they are alone; all if there is none."""
+        features = self._source.training(self._batches.epoch_of(step))
+        alone: list[Row] = [(group,) for row in rows for group in row]
+        with torch.no_grad(), self.accelerator.autocast():
+            losses = [summed_loss(self._loaded, features, [row], self._config.loss).item() for row in alone]
+        return [row for row, loss in zip(alone, losses, strict=True) if not math.isfinite(loss)] or rows
+
+    def _update(self, batch: StepBatch, where: str) -> Facts:
+        """Take the optimiser's step; return the norm of the gradient before clipping, or that it is left out.
+
+        In fp16 a gradient may overflow, after which the losses are scaled down.
+        """
+        if steps_itself(self.accelerator) and self.optimizer.step_was_skipped:
+            return {"skipped": 1.0}
         norm = float(whole(self.accelerator.clip_grad_norm_(self._trained, self._config.max_grad_norm)))
-        scaler = self.accelerator.scaler
-        if scaler is None or scaler.get_scale() <= _SMALLEST_SCALE:  # else it skips the step and scales down
-            require_finite("the gradient norm", norm, where, samples)
-        with explain_out_of_memory(where, self._loaded.device):
+        is_finite, scaler = math.isfinite(norm), self.accelerator.scaler
+        if not is_finite and (scaler is None or scaler.get_scale() <= _SMALLEST_SCALE):
+            raise not_finite("the gradient norm", norm, where, batch.sample_ids(batch.rows), self._config)
+        with self._explained(where):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return {"grad_norm": norm} if is_finite else {"skipped": 1.0}
 
     def _is_due(self, step: int) -> bool:
         every = self._config.validate_every or self._batches.steps_per_epoch
         return step % every == 0 or step == self.num_steps
 
     def _validate(self, validation: Validation, where: str) -> Facts:
-        with explain_out_of_memory(f"{where}, in validation", self._loaded.device):
+        with self._explained(f"{where}, in validation"):
             facts = validation.measure(self.accelerator, self.forward)
         if not np.isfinite(facts["validation_loss"]):
             raise TrainingError(

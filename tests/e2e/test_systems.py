@@ -68,14 +68,14 @@ ROCO: dict[str, Any] = {
 }
 NO_LIMIT = {"settings": ROCO["settings"] | {"max_tokens": None}}
 EXPECTED: dict[str, dict[str, Any]] = {
-    "llava_med": LLAVA_MED | {"family": "llava", "base": "models/llava-med-v1.5-mistral-7b"},
+    "llava_med": LLAVA_MED | {"family": "llava", "base": "./models/llava-med-v1.5-mistral-7b"},
     "llava_med_baseline_llava_1_5": LLAVA_MED | {"family": "llava", "base": "llava-hf/llava-1.5-7b-hf"},
     "chatxray": CHATXRAY | {"family": "qwen2_5_vl", "base": "Qwen/Qwen2.5-VL-7B-Instruct"},
     "chatxray_baseline_fuyu": CHATXRAY
     | {"family": "fuyu", "base": "adept/fuyu-8b"}
     | {"trained": {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}},
     "ehrxqa_llava_13b": EHRXQA | {"family": "llava", "base": "llava-hf/llava-1.5-13b-hf"},
-    "ehrxqa_baseline_llava_med": EHRXQA | {"family": "llava", "base": "models/llava-med-v1.5-mistral-7b"},
+    "ehrxqa_baseline_llava_med": EHRXQA | {"family": "llava", "base": "./models/llava-med-v1.5-mistral-7b"},
     "rocov2_llama_vision": ROCO | {"family": "mllama", "base": "meta-llama/Llama-3.2-11B-Vision-Instruct"},
     "rocov2_baseline_llava_next": ROCO
     | {"family": "llava_next", "base": "llava-hf/llava-v1.6-mistral-7b-hf"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -21,14 +22,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu import attention, train, vqa_rad
 from benchmarks.gpu import bench as benches
-from benchmarks.gpu import train, vqa_rad
 from benchmarks.gpu.bench import Bench, Device
 from benchmarks.gpu.shapes import SHAPES, Shape
 from benchmarks.gpu.train import Variant
 from benchmarks.gpu.vqa_rad import Pair
 from benchmarks.gpu.work import Load, count
+from radloop.models import prefix_attention
 from radloop.models.packing import PADDING, Batch, Row, block_mask
+from radloop.training import attention as training_attention
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = tuple(SHAPES)
@@ -37,8 +40,8 @@ PACKED = Variant("packed", "fp32", checkpointing=False)
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def bench(request: pytest.FixtureRequest) -> Bench:
-    """A model in which LoRA layers and images count."""
-    found = Bench(SHAPES[request.param](tiny=True), "fp32", Device("cpu"))
+    """A model in which LoRA layers and images count, and whose attention Torch can count."""
+    found = Bench(SHAPES[request.param](tiny=True), "fp32", Device("cpu"), "sdpa")
     torch.manual_seed(1)
     for name, parameter in found.model.named_parameters():
         if "gate" in name and parameter.numel() == 1:
@@ -86,7 +89,9 @@ def test_plain_and_packed_rows_give_the_same_loss(bench: Bench) -> None:
     plain, packed = (rows_of(bench, 4, share_prefix) for share_prefix in (False, True))
     assert len(plain) == sum(len(group.tails) for row in packed for group in row) > 2 * len(packed)
     with torch.no_grad():
+        bench.lay_out(plain=True)
         expected = bench.loss(plain, cached=False)
+        bench.lay_out(plain=False)
         assert 0.1 < expected < 100
         # The seed of the tokens is the order of the groups, which is the same in both.
         torch.testing.assert_close(bench.loss(packed, cached=False), expected, rtol=1e-5, atol=0)
@@ -238,6 +243,8 @@ def test_what_is_asked_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     [
         (["--models", "llava,gpt"], "unknown gpt; known: llava, qwen, mllama"),
         (["--device", "cpu"], "for --tiny only"),
+        (["--tiny", "--device", "cpu", "--attention", "flex"], "no backward pass on a CPU"),
+        (["--json", "/no/such/figures.json"], "there is no folder /no/such; make it first"),
         ([], "torch sees no GPU here"),
     ],
 )
@@ -250,22 +257,72 @@ def test_what_cannot_be_measured_is_said(
     assert words in capsys.readouterr().err
 
 
-def test_attention_that_fails_or_is_slower_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape, device = SHAPES["llava"](tiny=True), Device("cpu")
-    assert train.attentions(shape, device) == ["sdpa"]
-    # On CPUs FlexAttention has no backward pass.
-    assert train.fastest_attention(shape, device, ["flex", "sdpa"], seconds=0) == "sdpa"
-    speeds = iter([{"samples_per_s": 1.0}, {"samples_per_s": 2.0}, {"status": "out of memory"}])
-    monkeypatch.setattr(train, "measure", lambda *_: next(speeds))
-    monkeypatch.setattr(benches, "ATTENTIONS", dict.fromkeys("abc", "sdpa"))
-    assert train.fastest_attention(shape, device, ["a", "b", "c"], seconds=0) == "b"
+def refuse(*_: Any) -> None:
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("device", "trial"), [("cpu", refuse), ("cuda", refuse), ("cuda", lambda *_: None)])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_packed_rows_attend_as_in_training(
+    name: str, device: str, trial: Callable[..., None], dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU of which nothing but its name is there."""
+    for module in (attention, training_attention):
+        monkeypatch.setattr(module, "_try_out", trial)
+    shape = SHAPES[name](tiny=True)
+    found, expected = (
+        shape.model_class._from_config(copy.deepcopy(shape.config), attn_implementation="sdpa")
+        for _ in range(2)
+    )
+    for model in (found, expected):
+        model.config.text_config.attention_dropout = dropout
+    attention.use(None, shape.family, found, torch.device(device))
+    loaded: Any = SimpleNamespace(family=shape.family, model=expected, device=torch.device(device))
+    training_attention.use_fast_attention(loaded)
+    for part in ("text_config", "vision_config"):
+        assert getattr(found.config, part)._attn_implementation == (
+            getattr(expected.config, part)._attn_implementation
+        )
+
+
+def test_on_a_cpu_packed_rows_attend_where_they_may_look(bench: Bench) -> None:
+    found = Bench(bench.shape, "fp32", Device("cpu"))
+    assert found.attention == (prefix_attention.NAME if bench.shape.family.flex else "sdpa")
+    found.model.load_state_dict(bench.model.state_dict())
+    rows = rows_of(bench, 4, share_prefix=True)
+    with torch.no_grad():
+        torch.testing.assert_close(found.loss(rows, True), bench.loss(rows, True), rtol=1e-5, atol=0)
+
+
+def test_plain_rows_attend_in_causal_order_without_a_mask(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense: Counter[bool] = Counter()
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        if query.shape[2] == key.shape[2] == tokens:  # the language model, looking at text
+            assert named["is_causal"] == (named["attn_mask"] is None)
+            dense[named["attn_mask"] is not None] += 1
+        return kernel(query, key, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    for plain in (True, False):
+        rows = rows_of(bench, 3, share_prefix=not plain)
+        tokens = Batch.of(rows).input_ids.shape[1]
+        bench.lay_out(plain)
+        with torch.no_grad():
+            bench.loss(rows, cached=True)
+        assert set(dense) == {not plain}
+        dense.clear()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", ["llava", "qwen"])
 def test_flex_attention_gives_the_same_loss(name: str) -> None:
     shape = SHAPES[name](tiny=True)
-    dense, flex = (Bench(shape, "fp32", Device("cpu"), attention) for attention in ("sdpa", "flex"))
+    dense, flex = (Bench(shape, "fp32", Device("cpu"), kind) for kind in ("sdpa", "flex"))
     assert flex.base.config.text_config._attn_implementation == "flex_attention"
     assert flex.base.config.vision_config._attn_implementation == "sdpa"
     rows = rows_of(dense, 4, share_prefix=True)

@@ -1,6 +1,8 @@
 """What `tiny: true` changes of a config, and what it leaves."""
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from typer.testing import CliRunner
 from radloop import cli, preflight
 from radloop.config import RunConfig
 from radloop.data.ingest import ingest
+from radloop.data.phantoms import formats
 from radloop.data.phantoms.formats import REGISTRY
-from radloop.errors import ConfigError
+from radloop.errors import ConfigError, RadloopError
 from radloop.tiny_run import provide_data, shrink_file
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +110,40 @@ def test_data_are_written_in_the_layout_of_the_adapter(home: Path, adapter: str)
     assert written.stat().st_mtime_ns == before
 
 
+def test_processes_at_once_write_the_data_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are at it before the first is done, and a killed one has left half of it."""
+    config = tiny(data={"adapter": "slake", "path": "/nowhere"})
+    (home / "tiny" / ".writing-killed" / "imgs").mkdir(parents=True)
+    together, stock = threading.Barrier(3), formats.write
+
+    def write(*given: Any, **named: Any) -> None:
+        together.wait(timeout=30)
+        stock(*given, **named)
+
+    monkeypatch.setattr(formats, "write", write)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(provide_data, [config] * 3))
+    assert [path for path in (home / "tiny").iterdir() if not path.name.startswith(".")] == [
+        Path(str(config.data.sources[0].path))
+    ]
+    assert ingest(config.data).images.num_rows == 14
+    assert [path.name for path in (home / "tiny").glob(".*")] == [".writing-killed"]
+
+
+def test_another_version_writes_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(data={"adapter": "slake", "path": "/nowhere"})
+    monkeypatch.setattr("radloop.tiny_run.__version__", "0.0.9")
+    assert tiny(data={"adapter": "slake", "path": "/nowhere"}).data.sources[0].path != (
+        config.data.sources[0].path
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(home: Path) -> None:
+    home.write_text("a file")
+    with pytest.raises(RadloopError, match=f"{home}: cannot be written"):
+        provide_data(tiny(data={"adapter": "slake", "path": "/nowhere"}))
+
+
 def test_two_sources_of_a_kind_are_other_phantoms(home: Path) -> None:
     sources = [{"name": name, "adapter": "slake", "path": "/nowhere"} for name in ("one", "two")]
     config = tiny(data={"sources": sources})
@@ -147,6 +184,9 @@ def test_without_it_a_check_says_all_that_is_missing(path: Path, monkeypatch: py
     done = CliRunner().invoke(cli.app, ["check", str(path)])
     message = str(done.exception)
     assert type(done.exception) is preflight.RadloopError, done.exception
-    assert f"base model {config.model.base}: is no folder here and cannot be fetched from the hub" in message
+    fault = "is no folder here and cannot be fetched from the hub"
+    if config.model.revision is None:
+        fault = "there is no such folder"
+    assert f"base model {config.model.base}: {fault}" in message
     assert f"{config.data.sources[0].path}: no such file or folder; " in message
     assert ("judge 'openai': not set in the environment" in message) == (config.judge.judge == "openai")

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -287,6 +289,7 @@ def test_training_computes_each_image_once_for_all_runs_and_learns_the_same(
     first = finetune(data, base, config, seed=0)
     assert sorted(map(pixel_hash, encoded)) == sorted(data.images["pixels"].to_pylist())
     encoded.clear()
+    shutil.rmtree(tmp_path / "training")  # else the second is made of the first one's checkpoint
     assert finetune(data, base, config, seed=0).sha256 == first.sha256
     assert encoded == []
     without = finetune(data, base, config.model_copy(update={"cache_features": False}), seed=0)
@@ -489,6 +492,33 @@ def test_stores_that_were_not_used_for_longest_make_room(tmp_path: Path) -> None
     assert found_in(store, range(16)) == set(range(16))
 
 
+def add_all(folder: Path, number: int, bound: int) -> None:
+    store = FeatureStore(folder / str(number), "{}", bound)
+    for image_number in range(60):
+        store.add(name_of(image_number), features_of(image_number))
+
+
+def test_processes_at_once_keep_to_the_bound_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = 2 * size(filled(tmp_path / "other")._folder)
+    stock = shutil.disk_usage
+
+    def slow(folder: Path) -> Any:  # so that there is time to take the room that another has measured
+        time.sleep(0.002)
+        return stock(folder)
+
+    monkeypatch.setattr(feature_store.shutil, "disk_usage", slow)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=add_all, args=(tmp_path, number, bound)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert 0.8 * bound < size(tmp_path) <= bound
+
+
 def test_a_full_store_stays_as_it_is_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -516,7 +546,6 @@ def test_half_of_the_free_disk_is_left(tmp_path: Path, monkeypatch: pytest.Monke
         return SimpleNamespace(free=8 * one - size(tmp_path))
 
     monkeypatch.setattr(feature_store.shutil, "disk_usage", disk_usage)
-    store._claimed = 0
     for number in range(1, 20):
         store.add(name_of(number), features_of(number))
     assert 3 * one < size(tmp_path) <= 4 * one

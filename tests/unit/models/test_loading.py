@@ -1,5 +1,6 @@
 """Which bases and adapters load, and in what words the others are refused."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -38,9 +39,12 @@ def test_an_unknown_family_names_the_known_ones() -> None:
         models.get_family("lava")
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./here", "a/b/c", "llava"])
-def test_a_missing_folder_is_named(name: str) -> None:
-    with pytest.raises(ModelError, match=f"base model {name}: there is no such folder"):
+@pytest.mark.parametrize("name", ["/no/such/folder", "./here", "a/b/c", "llava", "models/llava-med"])
+def test_a_missing_folder_is_named_and_not_asked_for_elsewhere(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asks the hub"))
+    with pytest.raises(ModelError, match=f"base model {name}: there is no such folder; .*model.revision"):
         models.load(ModelConfig(base=name))
 
 
@@ -50,7 +54,40 @@ def test_a_hub_id_without_the_hub_asks_for_a_folder(monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         ModelError, match=r"someone/llava: is no folder here and cannot be fetched.*local folder"
     ):
-        models.load(ModelConfig(base="someone/llava"))
+        models.load(ModelConfig(base="someone/llava", revision="abc"))
+
+
+def test_a_hub_id_is_fetched_at_its_revision(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(base, tmp_path / "0123abcd")
+    asked = []
+
+    def fetch(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        assert "*.bin" not in allow_patterns
+        return str(tmp_path / "0123abcd")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    reference = models.find(ModelConfig(base="someone/llava", revision="0123abcd"))[1]
+    assert asked == [("someone/llava", "0123abcd")]
+    assert (reference.name, reference.revision) == ("someone/llava", "0123abcd")
+
+
+@pytest.mark.parametrize("name", ["tiny", "llava", "./someone/llava", "someone/llava", "{folder}"])
+def test_a_folder_has_no_revision(
+    name: str, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a folder has the name of a hub id, so that neither is taken for the other."""
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asks the hub"))
+    monkeypatch.chdir(tmp_path)
+    for place in ("llava", "someone/llava"):
+        shutil.copytree(base, tmp_path / place)
+    config = ModelConfig(base=name.format(folder=tmp_path / "llava"))
+    with pytest.raises(ConfigError, match=r"model.revision: got 'abc'.* leave (it|model.revision) out"):
+        models.find(config.model_copy(update={"revision": "abc"}))
+    if name != "tiny":  # of another family
+        assert models.find(config)[1].revision is None
 
 
 def test_another_type_of_model_is_refused(tmp_path: Path) -> None:
@@ -132,6 +169,21 @@ def test_weights_that_are_not_those_of_the_hash_are_refused(base: Path) -> None:
         ModelError, match=f"its weights have the hash {found}, but model.sha256 is {'0' * 64}"
     ):
         models.load(config.model_copy(update={"sha256": "0" * 64}))
+
+
+def test_weights_are_hashed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_base(tmp_path)
+    hashed = []
+    stock = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: hashed.append(given) or stock(*given))
+    first, again = (models.find(ModelConfig(base=str(folder)))[1].sha256 for _ in range(2))
+    assert first == again
+    assert len(hashed) == 1
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as long as before
+    assert models.find(ModelConfig(base=str(folder)))[1].sha256 != first
+    assert len(hashed) == 2
 
 
 def test_random_weights_stand_in_for_any_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""FlexAttention is taken for training on a GPU alone, and only after a trial."""
+"""Training on a CPU takes the attention of packed rows; on a GPU FlexAttention, only after a trial."""
 
 import logging
 from pathlib import Path
@@ -9,11 +9,11 @@ import torch
 
 from radloop import models
 from radloop.config import ModelConfig
-from radloop.models import REGISTRY, get_family, packing
+from radloop.models import REGISTRY, get_family, packing, prefix_attention
 from radloop.models.loading import Loaded
 from radloop.models.packing import Batch
 from radloop.training import attention
-from radloop.training.attention import use_flex_attention
+from radloop.training.attention import use_fast_attention
 from tests.unit.tiny import ANSWERS, QUESTIONS, image, save_base
 
 
@@ -27,8 +27,25 @@ def kinds(loaded: Loaded) -> tuple[str, str]:
     return config.text_config._attn_implementation, config.vision_config._attn_implementation
 
 
-def test_a_cpu_keeps_the_stock_attention(loaded: Loaded) -> None:
-    use_flex_attention(loaded)
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_a_cpu_gets_its_own_for_the_language_model(loaded: Loaded) -> None:
+    use_fast_attention(loaded)
+    assert kinds(loaded) == ("radloop_prefix", "sdpa")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_model_with_attention_dropout_keeps_the_stock_attention(
+    loaded: Loaded, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gpu:
+        pretend_gpu(monkeypatch)
+    monkeypatch.setattr(attention, "_try_out", lambda *arguments: None)
+    loaded.model.config.text_config.attention_dropout = 0.1
+    use_fast_attention(loaded)
     assert kinds(loaded) == ("sdpa", "sdpa")
 
 
@@ -36,9 +53,9 @@ def test_a_gpu_gets_it_for_the_language_model_after_a_trial(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[Any] = []
-    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    pretend_gpu(monkeypatch)
     monkeypatch.setattr(attention, "_try_out", lambda *arguments: tried.append(arguments))
-    use_flex_attention(loaded)
+    use_fast_attention(loaded)
     assert (kinds(loaded), len(tried)) == (("flex_attention", "sdpa"), 1)
 
 
@@ -48,10 +65,10 @@ def test_where_the_trial_fails_all_stays_as_it_was(
     def fail(*arguments: Any) -> None:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    pretend_gpu(monkeypatch)
     monkeypatch.setattr(attention, "_try_out", fail)
     with caplog.at_level(logging.INFO):
-        use_flex_attention(loaded)
+        use_fast_attention(loaded)
     assert kinds(loaded) == ("sdpa", "sdpa")
     assert "no FlexAttention here (no compiler), sdpa is used" in caplog.text
 
@@ -63,15 +80,16 @@ def test_a_family_with_dense_masks_keeps_the_stock_attention(
     assert dense == {"blip", "gemma3", "mllama"}
     get_family("mllama").tiny(tmp_path)
     mllama = models.load(ModelConfig(family="mllama", base=str(tmp_path)))
-    monkeypatch.setattr(Loaded, "device", torch.device("cuda"))
+    pretend_gpu(monkeypatch)
     monkeypatch.setattr(attention, "_try_out", lambda *arguments: None)
-    use_flex_attention(mllama)
+    use_fast_attention(mllama)
     assert kinds(mllama) == ("sdpa", "sdpa")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", ["flex_attention", prefix_attention.NAME])
 @pytest.mark.parametrize("name", [name for name in REGISTRY if get_family(name).flex])
-def test_packed_rows_have_the_same_logits_with_it(name: str, tmp_path: Path) -> None:
+def test_packed_rows_have_the_same_logits_with_it(name: str, kind: str, tmp_path: Path) -> None:
     family = get_family(name)
     family.tiny(tmp_path)
     loaded = models.load(ModelConfig(family=name, base=str(tmp_path)))
@@ -84,10 +102,6 @@ def test_packed_rows_have_the_same_logits_with_it(name: str, tmp_path: Path) -> 
     features = loaded.encode([*images, images[0]])
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         expected = family.logits(loaded.model, batch, features)
-        try:
-            loaded.model.set_attn_implementation({"text_config": "flex_attention"})
-        except ValueError as error:
-            pytest.skip(str(error))  # then training stays with the stock attention
-        assert loaded.model.config.get_text_config()._attn_implementation == "flex_attention"
+        loaded.model.config.get_text_config()._attn_implementation = kind
         found = family.logits(loaded.model, batch, features)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -128,6 +130,63 @@ def test_what_is_free_counts_what_the_process_has() -> None:
     assert memory.total == 110
     assert not memory.fits
     assert Memory(memory.parts, [], free=110).fits
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_container_leaves_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    """The least that any of its groups leaves, pages of files that nobody needs counted as free."""
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    own = root / "docker" / "abc"
+    own.mkdir(parents=True)
+    groups = tmp_path / "cgroup"
+    groups.write_text("5:cpuset:/\n4:memory:/docker/abc\n" if version == 1 else "0::/docker/abc\n")
+    monkeypatch.setattr(estimate, "_CGROUP", tmp_path)
+    monkeypatch.setattr(estimate, "_OWN_CGROUPS", groups)
+    machine = psutil.virtual_memory()._replace(available=10**9)
+    monkeypatch.setattr(estimate.psutil, "virtual_memory", lambda: machine)
+    assert estimate._free_bytes() == 10**9
+
+    def bound(folder: Path, limit: int | str, used: int, droppable: int) -> None:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if version == 2:
+            names = ("memory.max", "memory.current", "inactive_file")
+        for name, value in zip(names, (limit, used), strict=False):
+            (folder / name).write_text(f"{value}\n")
+        (folder / "memory.stat").write_text(f"cache 5\nanon 7\n{names[2]} {droppable}\n")
+
+    bound(own, 8000, 5000, 1000)
+    assert estimate._free_bytes() == 4000
+    bound(own.parent, 6000, 5000, 500)
+    assert estimate._free_bytes() == 1500
+    bound(root, "max" if version == 2 else 2**63 - 4096, 5000, 0)
+    assert estimate._free_bytes() == 1500
+    bound(own, 5000, 5000, 0)
+    assert estimate._free_bytes() == 0
+    groups.unlink()
+    assert estimate._free_bytes() == 10**9
+
+
+def test_what_a_gpu_has_free_counts_what_this_process_has_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time that it is asked, CUDA itself has taken its part, which the estimate holds as well."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 20)
+    assert estimate._free_gpu_bytes() == 90 + estimate._CUDA_CONTEXT
+
+
+def test_passes_without_a_bound_are_looked_at_in_all_epochs(folders: dict[str, Path]) -> None:
+    model = ModelConfig(family="llava", base=str(folders["llava"]))
+    data = prepared(24, questions=12)
+    config = FinetuneConfig(tokens_per_pass=None, images_per_step=4, epochs=3)
+    found = replace(setting(model, config, data), seed=1)
+    sizes = [estimate._num_tokens(rows) for rows in found.passes()]
+    assert len(sizes) == 18
+    assert max(sizes) > max(sizes[:6])
+    bounded = setting(model, config.model_copy(update={"tokens_per_pass": 10**6}), data)
+    assert len(list(bounded.passes())) == 6
+    short = setting(model, config.model_copy(update={"max_steps": 2}), data)
+    assert len(list(short.passes())) == 2
 
 
 MEASURED = """

@@ -1,5 +1,7 @@
 """Runs that cannot go on stop with one message that says where, with what, and what to do."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,17 @@ import psutil
 import pytest
 import torch
 
+from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import TrainingError
 from radloop.training import finetune, trainer, validation
-from radloop.training.faults import explain_out_of_memory, peak_memory_mb, require_finite
+from radloop.training.faults import (
+    explain_out_of_memory,
+    less_memory,
+    not_finite,
+    peak_memory_mb,
+    reset_peak_memory,
+)
 from radloop.training.losses import summed_loss
 from tests.unit.tiny import prepared, save_base
 
@@ -38,16 +47,34 @@ def run(base: ModelConfig, **settings: Any) -> list[dict[str, float]]:
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000 bytes."),
     ],
 )
-def test_too_little_memory_names_what_takes_less(error: Exception) -> None:
+def test_too_little_memory_is_said_with_place_peak_and_advice(error: Exception) -> None:
+    words = r"out of memory at step 3, after a peak of [\d,]+ MB; lower what is high\. Checkpoints"
     with (
-        pytest.raises(
-            TrainingError, match=r"out of memory at step 3, after a peak of [\d,]+ MB; lower"
-        ) as caught,
-        explain_out_of_memory("at step 3", CPU),
+        pytest.raises(TrainingError, match=words),
+        explain_out_of_memory("at step 3", CPU, "lower what is high"),
     ):
         raise error
-    for name in ("tokens_per_pass", "gradient_checkpointing", "model.precision: nf4"):
-        assert name in caught.value.message
+
+
+def test_only_what_would_take_less_memory_is_named(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = models.load(base)
+    tokens, checkpointing, bits = (
+        "lower finetune.tokens_per_pass",
+        "set finetune.gradient_checkpointing: true",
+        "set model.precision: nf4",
+    )
+    saving = FinetuneConfig(gradient_checkpointing=True)
+    assert less_memory(loaded, FinetuneConfig()) == f"{tokens} or {checkpointing} or {bits}"
+    assert less_memory(loaded, saving) == f"{tokens} or {bits}"
+    unbounded = FinetuneConfig(tokens_per_pass=None)
+    assert less_memory(loaded, unbounded).startswith("set finetune.tokens_per_pass or")
+    assert less_memory(replace(loaded, precision="nf4"), saving) == tokens
+    monkeypatch.setattr(type(loaded.family), "precisions", ("fp32", "bf16"))
+    assert less_memory(loaded, saving) == tokens
+    monkeypatch.setattr(type(loaded.base_model), "supports_gradient_checkpointing", False)
+    assert less_memory(loaded, FinetuneConfig()) == tokens
 
 
 def test_a_real_failed_allocation_is_one() -> None:
@@ -71,7 +98,8 @@ def test_a_pass_that_does_not_fit_is_named(
 
     monkeypatch.setattr(where, "summed_loss", fail)
     words = r"in a pass of \d rows of \d+ tokens" if where is trainer else "in validation"
-    with pytest.raises(TrainingError, match=rf"out of memory at step \d of 6, {words}, after a peak"):
+    peak = r"after a peak of [\d,]+ MB; lower finetune\.tokens_per_pass"
+    with pytest.raises(TrainingError, match=rf"out of memory at step \d of 6, {words}, {peak}"):
         run(base)
 
 
@@ -80,12 +108,30 @@ def test_memory_is_that_of_the_process() -> None:
     assert 0.99 * now < peak_memory_mb(CPU) < 50 * now
 
 
-def test_what_is_not_finite_names_step_and_samples() -> None:
-    require_finite("the loss", 1.0, "at step 2", ["a"])
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 2, with the samples a, b; lower"):
-        require_finite("the loss", float("nan"), "at step 2", ["a", "b"])
-    with pytest.raises(TrainingError, match=r"samples 0, .*, 19 and 5 more; lower"):
-        require_finite("the loss", float("inf"), "at step 2", [str(n) for n in range(25)])
+def test_the_peak_of_a_gpu_is_that_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    reset_peak_memory(CPU)
+    assert not reset
+    reset_peak_memory(torch.device("cuda", 1))
+    assert reset == [torch.device("cuda", 1)]
+
+
+def test_a_run_counts_its_peak_from_its_start(base: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[torch.device] = []
+    monkeypatch.setattr(trainer, "reset_peak_memory", told.append)
+    run(base)
+    assert told == [CPU]
+
+
+def test_what_is_not_finite_names_step_samples_and_the_warm_up_in_force() -> None:
+    message = not_finite("the loss", math.nan, "at step 2", ["a", "b"], FinetuneConfig()).message
+    assert "the loss is nan at step 2, with the samples a, b; lower finetune.learning_rate" in message
+    assert "raise finetune.warmup, or" in message
+    many = [str(n) for n in range(25)]
+    message = not_finite("the loss", math.inf, "at step 2", many, FinetuneConfig(warmup_steps=0)).message
+    assert ", 19 and 5 more; lower" in message
+    assert "raise finetune.warmup_steps, or" in message
 
 
 @pytest.mark.parametrize(("name", "factor"), [("loss", float("nan")), ("gradient norm", 1.0)])
@@ -119,7 +165,7 @@ def test_a_step_that_is_not_finite_is_not_taken(
     message = caught.value.message
     assert f"the {name} is nan at step 4 of 6 (learning rate " in message
     assert "with the samples sample-" in message
-    assert "The step is not taken" in message
+    assert "Nothing of this step is kept" in message
 
 
 def test_a_validation_that_is_not_finite_stops_the_run(

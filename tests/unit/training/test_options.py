@@ -1,7 +1,9 @@
 """Each setting of fine-tuning does what it says, and combinations that cannot work are refused."""
 
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import modeling_utils
 
-from radloop import models
+from radloop import models, workspace
 from radloop.config import FinetuneConfig, ModelConfig, RunConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import ConfigError, ModelError
+from radloop.models import get_family
 from radloop.models.llava import Llava
 from radloop.models.loading import Loaded
+from radloop.models.packing import Batch
 from radloop.training import finetune
 from radloop.training.adapter import Adapter, with_lora
 from radloop.training.augmentation import augment
@@ -122,7 +126,9 @@ def test_weight_decay_and_clipping_act(base: ModelConfig) -> None:
 
 
 def test_noise_acts_in_training_only_and_is_drawn_by_seed_and_step(base: ModelConfig) -> None:
-    adapter, again, without = run(base, neftune_alpha=5), run(base, neftune_alpha=5), run(base)
+    adapter = run(base, neftune_alpha=5)
+    shutil.rmtree(workspace.home() / "training")  # else the next is made of this one's checkpoint
+    again, without = run(base, neftune_alpha=5), run(base)
     assert adapter.sha256 == again.sha256
     assert losses(adapter)[0] != losses(without)[0]
     frozen = {"neftune_alpha": 5, "learning_rate": 1e-30}
@@ -151,6 +157,43 @@ def test_noise_is_of_the_papers_size_however_pairs_are_packed(base: ModelConfig)
                 assert (found[at : at + len(tail.tail)] <= largest * 1.001).all()
                 assert (found[at : at + len(tail.tail)] > 0.7 * largest).all()
                 at += len(tail.tail)
+
+
+def test_noise_fits_a_family_that_takes_rows_apart(tmp_path: Path) -> None:
+    family = get_family("blip")
+    family.tiny(tmp_path)
+    loaded = models.load(ModelConfig(family="blip", base=str(tmp_path)))
+    sets = read_examples(prepared(6), "train", loaded.prompts, True).sets
+    groups = [group for found in sets for group in found.groups]
+    (rows,) = split_passes(groups, None, True)
+    assert len(rows) < len(groups)
+    features = loaded.encode([image(0)])
+    embeddings = loaded.base_model.get_input_embeddings()
+    seen: list[torch.Tensor] = []
+    with torch.no_grad(), EmbeddingNoise(loaded.base_model, 5.0).on(rows):
+        hook = embeddings.register_forward_hook(
+            lambda module, ids, found: seen.append(
+                (found - torch.nn.functional.embedding(ids[0], module.weight)).abs().amax(dim=-1)
+            )
+        )
+        loaded.family.logits(loaded.model, Batch.of(rows), features * len(groups))
+        hook.remove()
+    (added,) = seen
+    laid = [group for row in rows for group in row]
+    assert len(added) == len(laid)
+    for group, found in zip(laid, added, strict=True):
+        at = len(group.head)
+        for tail in group.tails:
+            largest = 5 / ((len(group.head) + len(tail.tail)) * embeddings.embedding_dim) ** 0.5
+            assert (found[at : at + len(tail.tail)] <= largest * 1.001).all()
+            assert (found[at : at + len(tail.tail)] > 0.6 * largest).all()
+            at += len(tail.tail)
+
+
+def test_blip_is_trained_with_noise(tmp_path: Path) -> None:
+    get_family("blip").tiny(tmp_path)
+    model = ModelConfig(family="blip", base=str(tmp_path))
+    assert len(losses(run(model, neftune_alpha=5.0))) == 3
 
 
 def test_no_hook_is_left_where_there_is_no_noise(base: ModelConfig) -> None:
@@ -217,15 +260,13 @@ def test_shortcuts_change_nothing_but_the_time(base: ModelConfig, settings: dict
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of images in each encoding."""
     counts: list[int] = []
-    for name in ("encode", "encode_in_graph"):
-        stock = getattr(Loaded, name)
+    stock = Loaded.encode_in_graph  # which `encode` calls
 
-        def spy(loaded: Loaded, images: Sequence[Image.Image], stock: Callable = stock) -> Any:
-            if torch.is_grad_enabled():
-                counts.append(len(images))
-            return stock(loaded, images)
+    def spy(loaded: Loaded, images: Sequence[Image.Image]) -> Any:
+        counts.append(len(images))
+        return stock(loaded, images)
 
-        monkeypatch.setattr(Loaded, name, spy)
+    monkeypatch.setattr(Loaded, "encode_in_graph", spy)
     return counts
 
 
@@ -237,6 +278,14 @@ def test_images_are_encoded_once_or_each_time(
     counts: list[int] = []
     finetune(prepared(6), base, config, seed=0, on_step=lambda facts: counts.append(sum(encodings)))
     assert counts[-1] == expected
+
+
+@pytest.mark.parametrize(
+    "settings", [{"cache_features": False}, {"targets": ("vision", "mlp")}, {"best_by": "exact_match"}]
+)
+def test_only_features_that_are_kept_have_a_folder(base: ModelConfig, settings: dict[str, Any]) -> None:
+    run(base, **settings)
+    assert workspace.features().exists() == ("best_by" in settings)
 
 
 def test_vision_layers_are_trained_through_the_features(base: ModelConfig) -> None:

@@ -1,6 +1,7 @@
 """Several processes train as one would: the same losses and weights, the same going on after a kill."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -15,16 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from radloop import errors
+from radloop import errors, models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ConfigError, RadloopError, TrainingError
 from radloop.models.llava import Llava
+from radloop.models.loading import Loaded
 from radloop.models.packing import Group, Head, Tokens
 from radloop.training import finetune, job
 from radloop.training.adapter import Adapter
 from radloop.training.batching import Batches
 from radloop.training.examples import Examples, ImageSet
-from radloop.training.processes import deal
+from radloop.training.processes import deal, make_accelerator
 from tests.unit.tiny import prepared
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +79,9 @@ def test_two_processes_train_as_one(base: ModelConfig, two: Adapter) -> None:
     require_alike(two, finetune(DATA, base, FinetuneConfig(**SETTINGS), seed=0))
 
 
-def test_a_killed_process_ends_them_all_and_the_next_start_goes_on(base: ModelConfig, two: Adapter) -> None:
+def test_a_killed_process_ends_them_all_and_the_next_start_goes_on(
+    base: ModelConfig, two: Adapter, caplog: pytest.LogCaptureFixture
+) -> None:
     config = FinetuneConfig(**SETTINGS, launch=TWO)
     steps: list[int] = []
 
@@ -91,12 +95,13 @@ def test_a_killed_process_ends_them_all_and_the_next_start_goes_on(base: ModelCo
     with pytest.raises(TrainingError, match=r"process 1 of the launched ones was killed by signal 9; .*goes"):
         finetune(DATA, base, config, seed=0, on_step=kill_the_second)
     assert not any("RANK" in child.environ() for child in psutil.Process().children(recursive=True))
-    begun = steps.copy()
+    assert steps[0] == 1
     steps.clear()
-    again = finetune(DATA, base, config, seed=0, on_step=lambda facts: steps.append(int(facts["step"])))
-    assert begun[0] == 1
-    assert steps[0] in (3, 5)  # by whether the checkpoint of step 4 was written when the kill came
-    assert steps[-1] == SETTINGS["max_steps"]
+    with caplog.at_level(logging.INFO, "radloop"):
+        again = finetune(DATA, base, config, seed=0, on_step=lambda facts: steps.append(int(facts["step"])))
+    # By whether the checkpoint of step 4 was written when the kill came.
+    assert any(f"going on after step {step} of" in caplog.text for step in (2, 4))
+    assert steps == list(range(1, SETTINGS["max_steps"] + 1))  # it tells of those before as well
     assert again.sha256 == two.sha256
     assert [h["loss"] for h in again.record["history"]] == [h["loss"] for h in two.record["history"]]
 
@@ -165,6 +170,36 @@ def test_a_model_that_fsdp_divides_is_trained_the_same(base: ModelConfig, tmp_pa
     config = FinetuneConfig(**SETTINGS, best_by="exact_match", validate_every=3)
     # LoRA layers whose weights are divided compute by PEFT's own formula, which rounds otherwise.
     require_alike(divided, finetune(DATA, base, config, seed=0), of_largest=1e-3)
+
+
+# One process
+
+
+def of_one(base: ModelConfig, home: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the losses of a run that finds no checkpoint of another."""
+    monkeypatch.setenv("RADLOOP_HOME", str(home))
+    config = FinetuneConfig(rank=4, images_per_step=3, max_steps=3, tokens_per_pass=80, learning_rate=1e-2)
+    return [entry["loss"] for entry in finetune(DATA, base, config, seed=0).record["history"]]
+
+
+def test_a_process_trains_in_one_precision_after_the_other(
+    base: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = of_one(base, tmp_path / "first", monkeypatch)
+    with monkeypatch.context() as patch:  # as on a GPU
+        patch.setattr(Loaded, "mixed_precision", "bf16")
+        mixed = of_one(base.model_copy(update={"precision": "bf16"}), tmp_path / "mixed", monkeypatch)
+    assert first != mixed == pytest.approx(first, rel=0.1)
+    assert of_one(base, tmp_path / "again", monkeypatch) == first
+
+
+def test_gradients_are_not_scaled_by_the_environment(
+    base: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = of_one(base, tmp_path / "first", monkeypatch)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1000")
+    assert of_one(base, tmp_path / "second", monkeypatch) == first
+    assert make_accelerator(models.load(base)).gradient_accumulation_steps == 1
 
 
 def test_what_training_raises_reaches_the_caller_as_it_is(base: ModelConfig, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import ConfigError, DataError, ModelError, RadloopError
+from radloop.inference import Engine
 from radloop.models import REGISTRY, get_family
 from radloop.models.packing import Batch
 from radloop.training import examples, finetune, preview, rehearsal
@@ -41,6 +44,7 @@ def lines(model: ModelConfig, config: FinetuneConfig = SHORT, data: PreparedData
 def test_a_run_after_a_rehearsal_is_the_same_bit_for_bit(base: ModelConfig, home: Path) -> None:
     config = SHORT.model_copy(update={"dropout": 0.1, "neftune_alpha": 5.0})
     before = finetune(DATA, base, config, seed=3)
+    shutil.rmtree(home / "training")  # else the second is made of the first one's checkpoint
     files = sorted(home.rglob("*"))
     said = lines(base, config)
     assert sorted(home.rglob("*")) == files
@@ -132,7 +136,70 @@ def test_what_does_not_fit_says_what_would_help(base: ModelConfig, monkeypatch: 
     monkeypatch.setattr("radloop.training.estimate._free_bytes", lambda: -(10**12))
     said = "\n".join(lines(base, FinetuneConfig(images_per_step=6)))
     assert "warning: that does not fit" in said
-    assert "time: not measured, because it does not fit; 3 steps" in said
+    assert "time: not measured, because it does not fit in one process; 3 steps" in said
+
+
+@pytest.mark.parametrize(("kind", "is_warned"), [("FSDP", False), ("MULTI_GPU", True)])
+def test_processes_that_divide_the_base_are_not_warned_of_its_size(
+    base: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_warned: bool
+) -> None:
+    monkeypatch.setattr("radloop.training.estimate._free_bytes", lambda: -(10**12))
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(f"distributed_type: {kind}\n")
+    said = "\n".join(lines(base, SHORT.model_copy(update={"launch": launch})))
+    assert ("warning: that does not fit" in said) == is_warned
+    assert ("each of the processes needs this" in said) == is_warned
+    assert ("of one whole copy, which the processes divide" in said) != is_warned
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU quantises weights as they come")
+@pytest.mark.parametrize("precision", ["fp32", "nf4"])
+def test_what_loading_a_quantised_base_takes_is_said(base: ModelConfig, precision: str) -> None:
+    found = setting(base.model_copy(update={"precision": precision}), SHORT, DATA)
+    said = "\n".join(preview._of_memory(found, preview.estimate_memory(found)))
+    assert ("more while the base is loaded" in said) == (precision == "nf4")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("{", "is not YAML"), ("3", "no distributed_type"), ("a: b", "no distributed_type")],
+)
+def test_a_launch_file_that_is_none_of_accelerates_is_named(
+    base: ModelConfig, tmp_path: Path, content: str, words: str
+) -> None:
+    launch = tmp_path / "launch.yaml"
+    launch.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        preview.require_trainable(base, SHORT.model_copy(update={"launch": launch}))
+
+
+def test_random_numbers_go_on_as_without_a_rehearsal(base: ModelConfig) -> None:
+    before = torch.get_rng_state()
+    lines(base, SHORT.model_copy(update={"dropout": 0.1}))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("best_by", ["last", "exact_match"])
+def test_answering_is_part_of_the_time(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch, best_by: str
+) -> None:
+    """By its first batch, of two images of four here, and two times: 3 steps are two epochs' ends."""
+    data = prepared(4, validation=4)
+    asked = []
+    stock = Engine.answer
+
+    def answer(engine: Engine, images: Any, requests: list[Any], length: int) -> list[Any]:
+        asked.append(len(images))
+        time.sleep(1.0)
+        return stock(engine, images, requests, length)
+
+    monkeypatch.setattr(Engine, "answer", answer)
+    said = lines(base, SHORT.model_copy(update={"best_by": best_by}), data)
+    is_asked = best_by == "exact_match"
+    assert asked == [2] * is_asked
+    seconds = float(said[-1].split(";")[1].split()[0])
+    assert (seconds > 2.5) == is_asked
+    assert ("with its answers" in said[-1]) == is_asked
 
 
 def test_savings_are_those_of_the_changed_run(base: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:

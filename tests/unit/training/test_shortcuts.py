@@ -13,7 +13,7 @@ from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.models import packing
 from radloop.models.loading import Loaded
-from radloop.training import losses
+from radloop.training import adapter, losses, rms_norm
 from radloop.training.adapter import with_lora
 from radloop.training.last_layer import only_at
 from radloop.training.lora_linear import LoraLinear
@@ -57,14 +57,15 @@ def everywhere(_model: object, _predicts: object) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_loss_and_gradients_are_those_of_all_tokens_and_of_pefts_own_layers(
+def test_loss_and_gradients_are_those_of_all_tokens_and_of_stock_layers(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded = tuned(base(family, tmp_path))
-    fast = gradients(loaded)
+    fast = gradients(tuned(base(family, tmp_path / "fast")))
     monkeypatch.setattr(losses, "only_at", everywhere)
     monkeypatch.setattr(LoraLinear, "forward", Linear.forward)
-    slow = gradients(loaded)
+    for shortcut in ("fuse_norms", "use_fast_attention"):
+        monkeypatch.setattr(adapter, shortcut, lambda _model: None)
+    slow = gradients(tuned(base(family, tmp_path / "slow")))
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
 
@@ -88,6 +89,26 @@ def test_the_last_layer_computes_the_tokens_that_are_read(family: str, tmp_path:
     assert rows == [12, 12, 12, 2]
     torch.testing.assert_close(found[predicts], whole[predicts])
     assert not torch.allclose(found[~predicts], whole[~predicts])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_are_fused_where_they_are_of_the_usual_kind(family: str, tmp_path: Path) -> None:
+    model = tuned(base(family, tmp_path)).model
+    kinds = {type(module).__name__ for module in model.modules() if "RMSNorm" in type(module).__name__}
+    fused = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
+    assert fused == kinds - {"Gemma3RMSNorm"}
+
+
+@pytest.mark.parametrize("change", ["trained", "half"])
+def test_other_norms_go_the_stock_way(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = next(m for m in tuned(base("llava", tmp_path)).model.modules() if "forward" in vars(m))
+    monkeypatch.setattr(rms_norm, "_RmsNorm", None)  # whoever uses it fails
+    if change == "trained":
+        norm.weight.requires_grad_()
+    else:
+        norm.to(torch.bfloat16)
+    found = norm(torch.full((1, 2, len(norm.weight)), 3.0, dtype=norm.weight.dtype))
+    torch.testing.assert_close(found, norm.weight.expand_as(found), rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Attention that is taken apart by heads and tails gives what a dense mask gives."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from radloop.models import prefix_attention
+from radloop.models.packing import PADDING, Batch, Group, Head, Row, Tokens, block_mask
+from radloop.models.prefix_attention import Layout, _PrefixAttention
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> list[Row]:
+    """One to three rows of one to three groups, heads and tails of any length."""
+
+    def group() -> Group:
+        head = Head.counted((1,) * draw(st.sampled_from([1, 5, 17])))
+        lengths = draw(st.lists(st.sampled_from([2, 3, 9, 40]), min_size=1, max_size=5))
+        tails = tuple(
+            Tokens(head, (2,) * length, draw(st.integers(1, min(3, length - 1)))) for length in lengths
+        )
+        return Group((), head, tails, tuple(range(len(tails))))
+
+    return [tuple(group() for _ in range(draw(st.integers(1, 3)))) for _ in range(draw(st.integers(1, 3)))]
+
+
+def one_shape_rows() -> list[Row]:
+    """Rows of one group each with heads of one length, for which nothing is copied."""
+    head = Head.counted((1,) * 7)
+    counts = (4, 3)
+    return [
+        (Group((), head, tuple(Tokens(head, (2,) * 5, 2) for _ in range(n)), tuple(range(n))),)
+        for n in counts
+    ]
+
+
+def random_tokens(batch: Batch, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    shape = (batch.input_ids.numel(), 2, 8)
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def dense(batch: Batch, tokens: list[torch.Tensor]) -> torch.Tensor:
+    """The same with all scores computed, in double precision."""
+    shape = batch.input_ids.shape
+    queries, keys, values = (one.double().view(*shape, 2, 8).transpose(1, 2) for one in tokens)
+    found = scaled_dot_product_attention(queries, keys, values, attn_mask=block_mask(batch, batch))
+    return found.transpose(1, 2).reshape(-1, 2, 8)
+
+
+def require_same(batch: Batch, only: torch.Tensor | None, tolerance: float, dtype: torch.dtype) -> None:
+    tokens = random_tokens(batch, dtype)
+    found = _PrefixAttention.apply(*tokens, Layout.of(batch, only), None)
+    expected = dense(batch, tokens)
+    read = (batch.groups != PADDING if only is None else only).flatten()
+    assert (found - expected)[read].abs().max() < tolerance * expected.abs().max()
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)) * read[:, None, None]
+    ours = torch.autograd.grad((found * weights).sum(), tokens)
+    theirs = torch.autograd.grad((expected * weights).sum(), tokens)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() < tolerance * other.norm() + 1e-12
+        assert not one[(batch.groups == PADDING).flatten()].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows())
+def test_values_and_gradients_are_those_of_a_dense_mask(rows: list[Row]) -> None:
+    batch = Batch.of(rows)
+    require_same(batch, None, 1e-5, torch.float32)
+    require_same(batch, batch.predicts, 1e-5, torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_rows_of_one_shape_are_not_copied(dtype: torch.dtype, tolerance: float) -> None:
+    batch = Batch.of(one_shape_rows())
+    assert Layout.of(batch).of_heads is None
+    require_same(batch, None, tolerance, dtype)
+    require_same(batch, batch.predicts, tolerance, dtype)
+
+
+@given(rows=rows())
+@settings(max_examples=20, deadline=None)
+def test_tokens_that_nobody_reads_have_no_output(rows: list[Row]) -> None:
+    batch = Batch.of(rows)
+    found = _PrefixAttention.apply(*random_tokens(batch), Layout.of(batch, batch.predicts), None)
+    assert not found[~batch.predicts.flatten()].any()
+
+
+def test_less_is_computed_than_with_a_dense_mask() -> None:
+    head = Head.counted((1,) * 68)
+    tails = tuple(Tokens(head, (2,) * 12, 2) for _ in range(22))
+    batch = Batch.of([(Group((), head, tails, tuple(range(22))),)])
+    layouts = prefix_attention.arguments(batch)["layouts"]
+
+    def scores(layout: Layout) -> int:
+        return sum(part.queries.numel() * part.keys.shape[1] for part in (*layout.heads, *layout.tails))
+
+    assert scores(layouts.others) < 0.25 * batch.input_ids.shape[1] ** 2
+    assert scores(layouts.last) < 0.1 * batch.input_ids.shape[1] ** 2
