@@ -187,11 +187,11 @@ def written_whole(target: Path) -> Iterator[Path]:
                 for path in (*folder.rglob("*"), folder):
                     _sync(path)
                 folder.rename(target)
-                (target / _IN_USE).unlink()
-                _sync(target.parent)
-            except BaseException:  # after the renaming the name may be another process's already
+            except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+            (target / _IN_USE).unlink()
+            _sync(target.parent)
     except _FAULTS as error:
         raise ModelError(f"{target}: cannot be written, and nothing of it is left ({error})") from error
 

@@ -206,7 +206,9 @@ def _attention(
 
 def arguments(batch: Batch) -> dict[str, Any]:
     """Return the arguments of a model's forward over whole rows with answers."""
-    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions, so that Transformers makes none
+    # Of four dimensions, so that Transformers makes none; and a layer that has it in place of `layouts` sees
+    # nothing, not everything.
+    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
     return {"attention_mask": no_mask, "layouts": Layouts(Layout.of(batch), Layout.of(batch, batch.predicts))}
 
 

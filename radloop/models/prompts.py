@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any, Self
 
@@ -110,7 +110,7 @@ class Prompts:
         asked = [*zip(questions, answers, map(tuple, sizes), strict=True)]
         distinct = [*dict.fromkeys(asked)]  # the same is often asked about many images
         found = dict(zip(distinct, self._pairs(*zip(*distinct, strict=True)), strict=True)) if asked else {}
-        return [found[one] for one in asked]
+        return [replace(found[one]) for one in asked]  # each its own: batches tell samples apart by them
 
     def _pairs(
         self, questions: Sequence[str], answers: Sequence[str], sizes: Sequence[Sequence[Size]]

@@ -53,7 +53,7 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
         )
     _require_layers(loaded, config.targets)
     use_fast_attention(loaded)
-    fuse_norms(loaded.model)
+    fuse_norms(loaded.model.get_decoder())  # not in the vision tower: features are the same for all
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -208,9 +208,8 @@ def _written_to(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise TrainingError(
-            f"finetune: the adapter cannot be written to {folder} ({error}); make room there, or name "
-            "another folder for temporary files in TMPDIR. The same run, started again, goes on after its "
-            "last checkpoint"
+            f"finetune: the adapter cannot be written to {folder} ({error}); make room there (TMPDIR names "
+            "the folder for temporary files). The same run, started again, goes on after its last checkpoint"
         ) from error
 
 

@@ -117,6 +117,7 @@ def opened(folder: Path, every: int | None) -> Iterator[Checkpoints]:
     """
     lock = _lock(folder)
     try:
+        (folder / _FINISHED).unlink(missing_ok=True)  # of an earlier time
         for scratch in folder.glob(".writing-*"):  # of a run that was killed while it wrote
             shutil.rmtree(scratch, ignore_errors=True)
         for other in folder.parent.iterdir():

@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -27,8 +28,16 @@ def peak_memory_mb(device: torch.device) -> float:
     """Return the largest memory in MB: PyTorch's since the run began on a GPU, the process' on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return _peak_resident_bytes() / 1e6
+
+
+def _peak_resident_bytes() -> int:
+    try:  # what getrusage knows begins with the peak of the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) * 1024
+    except (OSError, KeyError):  # not on Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 @contextmanager

@@ -283,12 +283,14 @@ def _last_lines(text: str) -> str:
 def _end_with_caller(folder: Path) -> None:
     """Wait until the process that called `launch` is gone or done with this job, then end this one at once.
 
-    Its lock tells so however it ended, and also where the launcher between the two is gone first.
+    Its lock tells so however it ended, and also where the launcher between the two is gone first. The folder
+    goes as well: it holds patients' pictures, and a killed caller cannot delete it.
     """
     try:
         with (folder / _IN_USE).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
-    finally:  # the folder is gone as well
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
         os._exit(1)
 
 

@@ -182,8 +182,13 @@ class Trainer:
         """Return the groups whose loss is no finite number when they are alone; all if there is none."""
         features = self._source.training(self._batches.epoch_of(step))
         alone: list[Row] = [(group,) for row in rows for group in row]
-        with torch.no_grad(), self.accelerator.autocast():
-            losses = [summed_loss(self._loaded, features, [row], self._config.loss).item() for row in alone]
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                losses = [
+                    summed_loss(self._loaded, features, [row], self._config.loss).item() for row in alone
+                ]
+        except RuntimeError:  # such as out of memory: the first fault is the one to be told
+            return rows
         return [row for row, loss in zip(alone, losses, strict=True) if not math.isfinite(loss)] or rows
 
     def _update(self, batch: StepBatch, where: str) -> Facts:

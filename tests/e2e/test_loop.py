@@ -182,7 +182,7 @@ def test_a_run_killed_during_finetune_goes_on_from_the_cache(project: Project) -
         "killed",
         model_name="killed",
         data={"options": {"train_images": 60, "seed": 502}},
-        finetune={"epochs": 8},
+        finetune={"epochs": 40},  # longer than a second run takes to be refused
     )
     process = subprocess.Popen(
         project.command("radloop", "run", "-c", config),

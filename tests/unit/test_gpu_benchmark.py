@@ -268,6 +268,7 @@ def test_packed_rows_attend_as_in_training(
     name: str, device: str, trial: Callable[..., None], dropout: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU of which nothing but its name is there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
     for module in (attention, training_attention):
         monkeypatch.setattr(module, "_try_out", trial)
     shape = SHAPES[name](tiny=True)

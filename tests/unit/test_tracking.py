@@ -13,7 +13,8 @@ def test_values_are_of_the_step_that_they_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("steps._tracking._BATCH", 3)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     try:
-        with mlflow.start_run() as run, StepMetrics() as metrics:
+        experiment = mlflow.create_experiment("curves")
+        with mlflow.start_run(experiment_id=experiment) as run, StepMetrics() as metrics:
             for step in (7, 8, 9):
                 metrics.log({"step": float(step), "loss": 10.0 - step})
         found = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")

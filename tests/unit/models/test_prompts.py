@@ -72,6 +72,15 @@ def test_control_tokens_in_a_question_or_an_answer_are_only_text(prompts: Prompt
     assert [token for token in pair.tail if token in special] == [prompts.end_ids[0]]
 
 
+def test_a_question_that_is_asked_again_has_the_same_tokens_and_is_a_sample_of_its_own(
+    prompts: Prompts,
+) -> None:
+    sizes = [[(60, 40)]] * 3
+    first, other, again = prompts.pairs(["Big?", "Where?", "Big?"], ["yes", "left", "yes"], sizes)
+    assert first == again != other
+    assert first is not again  # a message that names samples tells them apart by that
+
+
 def test_a_template_that_asks_otherwise_than_it_answers_is_refused(tmp_path: Path) -> None:
     prompts = open_prompts(tmp_path, template=TEMPLATE.replace("'ASSISTANT:'", "'Answer:'"))
     with pytest.raises(ModelError, match="other tokens before a given answer"):

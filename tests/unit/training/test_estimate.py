@@ -190,11 +190,12 @@ def test_passes_without_a_bound_are_looked_at_in_all_epochs(folders: dict[str, P
 
 
 MEASURED = """
-import json, resource, sys
+import json, sys
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop import models
 from radloop.training.adapter import with_lora
 from radloop.training.estimate import estimate_memory
+from radloop.training.faults import peak_memory_mb
 from radloop.training.pictures import FeatureSource
 from radloop.training.trainer import Trainer
 from tests.unit.tiny import prepared
@@ -208,7 +209,7 @@ source = FeatureSource(loaded, found.data, found.plan, config, 0, keep=False)
 steps = Trainer(loaded, config, found.batches, source, None, 0).steps()
 for _ in range(2):
     next(steps)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_memory_mb(loaded.device) * 1e6
 print(json.dumps({"total": memory.total, "parts": memory.parts, "peak": peak}))
 """
 

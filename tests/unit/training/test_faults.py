@@ -1,6 +1,8 @@
 """Runs that cannot go on stop with one message that says where, with what, and what to do."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,3 +179,11 @@ def test_a_validation_that_is_not_finite_stops_the_run(
     monkeypatch.setattr(validation, "summed_loss", spoilt)
     with pytest.raises(TrainingError, match="the validation loss is nan at step 2 of 6"):
         run(base)
+
+
+def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
+    ballast = b"1" * 900_000_000  # in memory, since it is not zero
+    script = "import torch; from radloop.training.faults import *; print(peak_memory_mb(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 50 < float(done.stdout) < len(ballast) / 1e6
+    assert peak_memory_mb(torch.device("cpu")) > len(ballast) / 1e6

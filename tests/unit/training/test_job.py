@@ -110,12 +110,11 @@ def test_a_killed_caller_takes_the_processes_along_and_the_next_start_goes_on(
     require_end(home)
     last = sorted(path.name for path in home.glob("training/*/step-*"))[-1]
     assert "step-00000004" <= last < "step-00000200"
-    (left,) = home.glob("jobs/*/data")
+    assert not list(home.glob("jobs/*/data"))
 
     config = FinetuneConfig(**SETTINGS, launch=TWO)
     with caplog.at_level(logging.INFO, "radloop"):
         again = finetune(DATA, ModelConfig(base=str(base)), config, 0)
-    assert not left.exists()
     assert [path.name for path in home.glob("jobs/*")] == ["lock"]
     assert "going on after step" in caplog.text
     assert len(again.record["history"]) == SETTINGS["max_steps"]

@@ -516,12 +516,14 @@ def test_memory_stays_the_same_whatever_the_number_of_files(tmp_path: Path) -> N
             folder.mkdir(exist_ok=True)
             os.link(one_file, folder / f"{number:06d}")
         source = opened(tmp_path, **LINES)
-        tracemalloc.start()
-        num_rows = sum(len(unit.rows) for unit in source.units())
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert num_rows == 1 + last
-        return found
+        found = []
+        for _ in range(2):  # threads that other tests have left may allocate meanwhile
+            tracemalloc.start()
+            num_rows = sum(len(unit.rows) for unit in source.units())
+            found.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert num_rows == 1 + last
+        return min(found)
 
     few = peak(0, 1200)
     assert peak(1200, 6000) < 1.5 * few
