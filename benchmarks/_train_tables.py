@@ -19,6 +19,7 @@ _SPEED = """
 """
 _QUALITY = """
     Quality after equal samples, each seed's adapter scored by the same code on the same validation questions.
+    The other side's warm-up takes its first step at a learning rate of zero; in few steps that shows.
 """
 _CACHE = """
     The feature cache on a model of Llama-3.2-Vision's shape, one question an image: a first run, which
