@@ -22,8 +22,8 @@ from torch import nn
 from radloop import __version__
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ConfigError, ModelError, TrainingError
+from radloop.models.fast_attention import use_fast_attention
 from radloop.models.loading import Loaded, without_future_warnings
-from radloop.training.attention import use_fast_attention
 from radloop.training.plan import target_faults
 from radloop.training.rms_norm import fuse_norms
 from radloop.training.state import trained_weights
@@ -52,7 +52,7 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
             "or leave it out"
         )
     _require_layers(loaded, config.targets)
-    use_fast_attention(loaded)
+    use_fast_attention(loaded.family, loaded.model, loaded.device)
     fuse_norms(loaded.model.get_decoder())  # not in the vision tower: features are the same for all
     lora = LoraConfig(
         r=config.rank,

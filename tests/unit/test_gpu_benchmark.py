@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -22,8 +21,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu import attention, train, vqa_rad
 from benchmarks.gpu import bench as benches
+from benchmarks.gpu import train, vqa_rad
 from benchmarks.gpu.bench import Bench, Device
 from benchmarks.gpu.shapes import SHAPES, Shape
 from benchmarks.gpu.train import Variant
@@ -31,7 +30,6 @@ from benchmarks.gpu.vqa_rad import Pair
 from benchmarks.gpu.work import Load, count
 from radloop.models import prefix_attention
 from radloop.models.packing import PADDING, Batch, Row, block_mask
-from radloop.training import attention as training_attention
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = tuple(SHAPES)
@@ -255,36 +253,6 @@ def test_what_cannot_be_measured_is_said(
     with pytest.raises(SystemExit):
         train.main(arguments)
     assert words in capsys.readouterr().err
-
-
-def refuse(*_: Any) -> None:
-    raise RuntimeError("no such kernel")
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(("device", "trial"), [("cpu", refuse), ("cuda", refuse), ("cuda", lambda *_: None)])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_packed_rows_attend_as_in_training(
-    name: str, device: str, trial: Callable[..., None], dropout: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU of which nothing but its name is there."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
-    for module in (attention, training_attention):
-        monkeypatch.setattr(module, "_try_out", trial)
-    shape = SHAPES[name](tiny=True)
-    found, expected = (
-        shape.model_class._from_config(copy.deepcopy(shape.config), attn_implementation="sdpa")
-        for _ in range(2)
-    )
-    for model in (found, expected):
-        model.config.text_config.attention_dropout = dropout
-    attention.use(None, shape.family, found, torch.device(device))
-    loaded: Any = SimpleNamespace(family=shape.family, model=expected, device=torch.device(device))
-    training_attention.use_fast_attention(loaded)
-    for part in ("text_config", "vision_config"):
-        assert getattr(found.config, part)._attn_implementation == (
-            getattr(expected.config, part)._attn_implementation
-        )
 
 
 def test_on_a_cpu_packed_rows_attend_where_they_may_look(bench: Bench) -> None:

@@ -10,32 +10,34 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from radloop.models import prefix_attention
-from radloop.models.loading import Loaded
+from radloop.models.family import Family
 
 logger = logging.getLogger(__name__)
 
 
-def use_fast_attention(loaded: Loaded) -> None:
+def use_fast_attention(family: Family, model: Any, device: torch.device) -> None:
     """Give the language model the attention that packed rows are fastest with, if its family may use it.
 
     That is `prefix_attention` on a CPU, and FlexAttention on a GPU where a trial of it goes well. Neither
     has dropout.
 
     Args:
-        loaded: A model without LoRA layers yet; changed in place. Its vision layers stay as they are.
+        family: Of the model.
+        model: Without LoRA layers yet; changed in place. Its vision layers stay as they are.
+        device: That it is on.
     """
-    family, config = loaded.family, loaded.model.config.get_text_config()
+    config = model.config.get_text_config()
     if not family.flex or getattr(config, "attention_dropout", None):
         return
     # Not by `set_attn_implementation`: it asks whether the class announces FlexAttention, and Qwen's text
     # models do not, though all their layers take it.
     if not torch.cuda.is_available():
         config._attn_implementation = prefix_attention.NAME
-    elif loaded.device.type == "cuda":  # not of a sketch
+    elif device.type == "cuda":  # not of a sketch
         try:
-            _try_out(config, loaded.model.dtype, loaded.device)
+            _try_out(config, model.dtype, device)
         except Exception as error:  # of a compiler, of any kind; there is always the other attention
-            logger.info("finetune: no FlexAttention here (%s), %s is used", error, family.attention)
+            logger.info("no FlexAttention here (%s), %s is used", error, family.attention)
         else:
             config._attn_implementation = "flex_attention"
 

@@ -9,11 +9,10 @@ import torch
 
 from radloop import models
 from radloop.config import ModelConfig
-from radloop.models import REGISTRY, get_family, packing, prefix_attention
+from radloop.models import REGISTRY, fast_attention, get_family, packing, prefix_attention
+from radloop.models.fast_attention import use_fast_attention
 from radloop.models.loading import Loaded
 from radloop.models.packing import Batch
-from radloop.training import attention
-from radloop.training.attention import use_fast_attention
 from tests.unit.tiny import ANSWERS, QUESTIONS, image, save_base
 
 
@@ -33,7 +32,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_gets_its_own_for_the_language_model(loaded: Loaded) -> None:
-    use_fast_attention(loaded)
+    use_fast_attention(loaded.family, loaded.model, loaded.device)
     assert kinds(loaded) == ("radloop_prefix", "sdpa")
 
 
@@ -43,9 +42,9 @@ def test_a_model_with_attention_dropout_keeps_the_stock_attention(
 ) -> None:
     if gpu:
         pretend_gpu(monkeypatch)
-    monkeypatch.setattr(attention, "_try_out", lambda *arguments: None)
+    monkeypatch.setattr(fast_attention, "_try_out", lambda *arguments: None)
     loaded.model.config.text_config.attention_dropout = 0.1
-    use_fast_attention(loaded)
+    use_fast_attention(loaded.family, loaded.model, loaded.device)
     assert kinds(loaded) == ("sdpa", "sdpa")
 
 
@@ -54,8 +53,8 @@ def test_a_gpu_gets_it_for_the_language_model_after_a_trial(
 ) -> None:
     tried: list[Any] = []
     pretend_gpu(monkeypatch)
-    monkeypatch.setattr(attention, "_try_out", lambda *arguments: tried.append(arguments))
-    use_fast_attention(loaded)
+    monkeypatch.setattr(fast_attention, "_try_out", lambda *arguments: tried.append(arguments))
+    use_fast_attention(loaded.family, loaded.model, loaded.device)
     assert (kinds(loaded), len(tried)) == (("flex_attention", "sdpa"), 1)
 
 
@@ -66,9 +65,9 @@ def test_where_the_trial_fails_all_stays_as_it_was(
         raise RuntimeError("no compiler")
 
     pretend_gpu(monkeypatch)
-    monkeypatch.setattr(attention, "_try_out", fail)
+    monkeypatch.setattr(fast_attention, "_try_out", fail)
     with caplog.at_level(logging.INFO):
-        use_fast_attention(loaded)
+        use_fast_attention(loaded.family, loaded.model, loaded.device)
     assert kinds(loaded) == ("sdpa", "sdpa")
     assert "no FlexAttention here (no compiler), sdpa is used" in caplog.text
 
@@ -81,8 +80,8 @@ def test_a_family_with_dense_masks_keeps_the_stock_attention(
     get_family("mllama").tiny(tmp_path)
     mllama = models.load(ModelConfig(family="mllama", base=str(tmp_path)))
     pretend_gpu(monkeypatch)
-    monkeypatch.setattr(attention, "_try_out", lambda *arguments: None)
-    use_fast_attention(mllama)
+    monkeypatch.setattr(fast_attention, "_try_out", lambda *arguments: None)
+    use_fast_attention(mllama.family, mllama.model, mllama.device)
     assert kinds(mllama) == ("sdpa", "sdpa")
 
 
