@@ -139,7 +139,10 @@ def list_versions(versions: list[Version]) -> None:
     console = Console(highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("model", "version", "alias", "tuned", "base", "blind", "shuffled", "n"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading in ("model", "alias") else "right")
+        if heading in ("model", "alias"):  # where there is no room for all, names give way to figures
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, no_wrap=True, justify="right")
     for version in versions:
         scores = version.metrics
         table.add_row(
