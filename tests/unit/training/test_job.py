@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -232,17 +233,25 @@ def test_a_disk_without_room_for_a_job_is_named(
     assert [path.name for path in home.glob("jobs/*")] == ["lock"]
 
 
-def test_a_handler_of_the_caller_is_left_alone() -> None:
-    own = lambda *_: None  # noqa: E731
-    before = signal.signal(signal.SIGTERM, own)
-    try:
-        with job._terminated_as_interrupted():
-            assert signal.getsignal(signal.SIGTERM) is own
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.fixture
+def sigterm() -> Iterator[None]:
+    """Nobody handles SIGTERM, whatever an earlier test in this process (Ray's) has left."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_termination_is_an_interruption_only_in_the_block(sigterm: None) -> None:
     with job._terminated_as_interrupted(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_of_the_caller_is_left_alone(sigterm: None) -> None:
+    own = lambda *_: None  # noqa: E731
+    signal.signal(signal.SIGTERM, own)
+    with job._terminated_as_interrupted():
+        assert signal.getsignal(signal.SIGTERM) is own
 
 
 # Two processes of which the second finds another checkpoint than the first.
