@@ -24,7 +24,8 @@ class Head:
     """What all questions about the same images begin with.
 
     Attributes:
-        ids: Token ids up to and including the last image token; the first token where there is no image.
+        ids: Token ids up to and including the last image token; the first token where there is no image. Those
+            that all tails go on with may follow, see `lengthen_head`.
         positions: Position id of each token, one tuple for each axis of the family (M-RoPE has three).
         next_position: Where each tail starts counting, on every axis.
     """
@@ -47,7 +48,7 @@ class Tokens:
     """The token ids of one prompt, or of one prompt with its answer.
 
     Attributes:
-        head: Up to and including the last image token.
+        head: See `Head`.
         tail: The rest. `head.ids + tail` are the tokens of the chat template.
         num_answer: How many of the last tokens of `tail` are the answer with its end token.
     """
@@ -110,6 +111,23 @@ def groups(image_ids: Sequence[str], pairs: Sequence[Tokens], share_prefix: bool
         Group((*image_ids,), pairs[group[0]].head, tuple(pairs[number] for number in group), tuple(group))
         for group in (*closed, *open_groups.values())
     ]
+
+
+def lengthen_head(group: Group) -> Group:
+    """Move what all tails begin with, such as the wording of a prompt, to the end of the head.
+
+    Each tail keeps the last token before its answer, which predicts the first one of that.
+    """
+    if len(group.tails) == 1:
+        return group
+    movable = [pair.tail[: len(pair.tail) - pair.num_answer - 1] for pair in group.tails]
+    places = enumerate(zip(*movable, strict=False))
+    num = next((place for place, tokens in places if len(set(tokens)) > 1), min(map(len, movable)))
+    before, end = group.head, group.head.next_position + num
+    positions = tuple((*axis, *range(before.next_position, end)) for axis in before.positions)
+    head = Head((*before.ids, *movable[0][:num]), positions, end)
+    tails = tuple(replace(pair, head=head, tail=pair.tail[num:]) for pair in group.tails)
+    return replace(group, head=head, tails=tails)
 
 
 def fill_rows(groups: Sequence[Group], max_tokens: int) -> list[Row]:

@@ -77,13 +77,11 @@ def read_examples(
     for number, row in enumerate(columns):
         of_images.setdefault((*row["image_ids"],) or ("", row["id"]), []).append(number)
     fitted = [_fit(pair, limit, row["id"]) for row, pair in zip(columns, pairs, strict=True)]
-    sets = [
-        ImageSet(
-            packing.groups(columns[numbers[0]]["image_ids"], [fitted[n] for n in numbers], share_prefix),
-            [columns[n]["id"] for n in numbers],
-        )
-        for numbers in of_images.values()
-    ]
+    sets = []
+    for numbers in of_images.values():
+        image_ids = columns[numbers[0]]["image_ids"]
+        groups = packing.groups(image_ids, [fitted[n] for n in numbers], share_prefix)
+        sets.append(ImageSet([*map(packing.lengthen_head, groups)], [columns[n]["id"] for n in numbers]))
     num_cut = sum(after is not before for after, before in zip(fitted, pairs, strict=True))
     if num_cut:
         logger.warning(

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -58,7 +59,8 @@ def loaded(base: ModelConfig) -> Loaded:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
-    """All images that a model has encoded since."""
+    """All images that a model has encoded since, but for those that were tried in a batch."""
+    monkeypatch.setattr(FeatureCache, "_tried", lambda *_: 1)
     found: list[Image.Image] = []
     encode = Loaded.encode
     monkeypatch.setattr(Loaded, "encode", lambda self, images: found.extend(images) or encode(self, images))
@@ -107,6 +109,57 @@ def test_a_batch_gives_the_same_features(loaded: Loaded, tmp_path: Path, encoded
         for found, expected in zip(ours, loaded.encode([*IMAGES, IMAGES[0]]), strict=True):
             assert all(torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-5) for name in expected)
         encoded.clear()
+
+
+def encoding(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Features]], None]) -> list[int]:
+    """Change what models encode; return the sizes of the batches that they will."""
+    sizes: list[int] = []
+    encode = Loaded.encode
+
+    def changed(self: Loaded, images: Sequence[Image.Image]) -> list[Features]:
+        sizes.append(len(images))
+        found = encode(self, images)
+        change(found)
+        return found
+
+    monkeypatch.setattr(Loaded, "encode", changed)
+    return sizes
+
+
+def depend_on_company(found: list[Features]) -> None:
+    if len(found) > 1:
+        found[-1]["deepstack"].mul_(1 + 2e-7)
+
+
+def grow(found: list[Features]) -> None:
+    for features in found:
+        features["image"] = features["image"].repeat(100, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sizes"),
+    [
+        (lambda found: None, [1, 1, 1, 1, 1, 5, 5]),
+        (depend_on_company, [1, 1, 1, 1, 1, 5, 1, 1, 1, 1, 1]),
+        (grow, [1, 1, 1, 1, 1, 1]),
+    ],
+    ids=["small", "other in company", "large"],
+)
+def test_small_images_are_encoded_together_where_each_is_the_same_alone(
+    loaded: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[Features]], None],
+    sizes: list[int],
+) -> None:
+    found = encoding(monkeypatch, change)
+    cache = FeatureCache(loaded, None)
+    together = cache(HASHES, IMAGES.__getitem__)
+    assert found == sizes
+    alone = [FeatureCache(loaded, None)([HASHES[n]], lambda _, n=n: IMAGES[n])[0] for n in range(5)]
+    assert same(together, alone)
+    found.clear()
+    cache(HASHES[:2], IMAGES.__getitem__)  # not tried again
+    assert found == ([2] if sizes[-1] > 1 else [1, 1])
 
 
 def test_data_are_asked_by_image_id_and_decoded_only_when_needed(

@@ -1,5 +1,6 @@
 """Packed questions are trained and answered exactly as if each had its own sequence."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,18 @@ from radloop.config import FinetuneConfig, ModelConfig
 from radloop.models import packing
 from radloop.models.family import Features
 from radloop.models.loading import Loaded
-from radloop.models.packing import HEAD, PADDING, Batch, Head, Row, Tokens, block_mask, flex_mask
+from radloop.models.packing import (
+    HEAD,
+    PADDING,
+    Batch,
+    Group,
+    Head,
+    Row,
+    Tokens,
+    block_mask,
+    flex_mask,
+    lengthen_head,
+)
 from radloop.training.adapter import with_lora
 from radloop.training.losses import token_losses
 from tests.unit.tiny import save_base
@@ -36,11 +48,16 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 @st.composite
 def images_with_pairs(draw: st.DrawFn) -> list[list[Tokens]]:
-    """One to three images, each with pairs of random tokens and lengths behind one head."""
+    """One to three images, each with pairs of random tokens and lengths behind one head.
+
+    What a pair asks begins with a wording that some of them share.
+    """
     ids = st.integers(4, 290)
     head = Head.counted((*draw(st.lists(ids, max_size=4)), *[IMAGE] * 16))
+    wordings = [(), tuple(draw(st.lists(ids, max_size=6)))]
     pair = st.builds(
-        lambda question, answer: Tokens(head, (*question, *answer), len(answer)),
+        lambda wording, question, answer: Tokens(head, (*wording, *question, *answer), len(answer)),
+        st.sampled_from(wordings),
         st.lists(ids, min_size=1, max_size=9),
         st.lists(ids, min_size=1, max_size=6),
     )
@@ -64,13 +81,20 @@ def loss_and_gradients(loaded: Loaded, rows: list[Row]) -> tuple[torch.Tensor, t
     images=images_with_pairs(),
     limit=st.sampled_from([12, 40, 10_000]),
     row_tokens=st.sampled_from([1, 60, 200]),
+    arrange=st.sampled_from([lambda group: group, lengthen_head]),
 )
 def test_packed_rows_give_loss_and_gradients_of_plain_rows(
-    loaded: Loaded, images: list[list[Tokens]], limit: int, row_tokens: int
+    loaded: Loaded,
+    images: list[list[Tokens]],
+    limit: int,
+    row_tokens: int,
+    arrange: Callable[[Group], Group],
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_MAX_TAIL_TOKENS", limit)
-        packed = [group for n, pairs in enumerate(images) for group in packing.groups((str(n),), pairs)]
+        packed = [
+            arrange(group) for n, pairs in enumerate(images) for group in packing.groups((str(n),), pairs)
+        ]
     plain = [
         (group,)
         for n, pairs in enumerate(images)
@@ -106,6 +130,36 @@ def test_rows_hold_every_group_once_and_stay_below_the_limit(
     rows = packing.fill_rows(groups, max_tokens)
     assert sorted(id(group) for row in rows for group in row) == sorted(map(id, groups))
     assert all(len(row) == 1 or sum(map(len, row)) <= max_tokens for row in rows)
+
+
+@settings(max_examples=100, deadline=None)
+@given(images=images_with_pairs())
+def test_a_lengthened_head_has_all_that_tails_begin_with_but_what_predicts(
+    images: list[list[Tokens]],
+) -> None:
+    for pairs in images:
+        (group,) = packing.groups(("i",), pairs)
+        longer = lengthen_head(group)
+        assert [pair.ids for pair in longer.tails] == [pair.ids for pair in pairs]
+        assert [pair.num_answer for pair in longer.tails] == [pair.num_answer for pair in pairs]
+        assert all(pair.head == longer.head for pair in longer.tails)
+        assert longer.head.positions == ((*range(len(longer.head)),),)
+        assert longer.head.next_position == len(longer.head)
+        asked = [len(pair.tail) - pair.num_answer for pair in longer.tails]
+        assert min(asked) >= 1
+        if len(pairs) == 1:
+            assert longer == group
+        elif min(asked) > 1:
+            assert len({pair.tail[0] for pair in longer.tails}) > 1
+
+
+def test_a_lengthened_head_counts_on_where_tails_began_on_every_axis() -> None:
+    head = Head((1, IMAGE, IMAGE), ((0, 1, 1), (0, 1, 2)), 5)  # an image that takes more room than tokens
+    group = lengthen_head(
+        packing.groups(("i",), [Tokens(head, (7, 8, 9, 4), 1), Tokens(head, (7, 8, 5), 1)])[0]
+    )
+    assert group.head == Head((1, IMAGE, IMAGE, 7), ((0, 1, 1, 5), (0, 1, 2, 5)), 6)
+    assert [pair.tail for pair in group.tails] == [(8, 9, 4), (8, 5)]
 
 
 def test_pairs_with_other_heads_get_groups_of_their_own() -> None:
