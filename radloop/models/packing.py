@@ -24,8 +24,8 @@ class Head:
     """What all questions about the same images begin with.
 
     Attributes:
-        ids: Token ids up to and including the last image token; the first token where there is no image. Those
-            that all tails go on with may follow, see `lengthen_head`.
+        ids: Token ids up to and including the last image token; the first token where there is no image.
+            What all tails begin with may come after that, see `lengthen_head`.
         positions: Position id of each token, one tuple for each axis of the family (M-RoPE has three).
         next_position: Where each tail starts counting, on every axis.
     """

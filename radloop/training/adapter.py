@@ -25,7 +25,6 @@ from radloop.errors import ConfigError, ModelError, TrainingError
 from radloop.models.fast_attention import use_fast_attention
 from radloop.models.loading import Loaded, without_future_warnings
 from radloop.training.plan import target_faults
-from radloop.training.rms_norm import fuse_norms
 from radloop.training.state import trained_weights
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")
@@ -42,7 +41,8 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
     """
     from peft import LoraConfig, get_peft_model
 
-    from radloop.training.lora_linear import LoraLinear
+    from radloop.training.fused import fuse_layers
+    from radloop.training.fused.lora_linear import LoraLinear
 
     if faults := target_faults(loaded.family, config):
         raise ConfigError("\n".join(faults))
@@ -53,7 +53,6 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
         )
     _require_layers(loaded, config.targets)
     use_fast_attention(loaded.family, loaded.model, loaded.device)
-    fuse_norms(loaded.model.get_decoder())  # not in the vision tower: features are the same for all
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -68,6 +67,7 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
         lora._register_custom_module({nn.Linear: LoraLinear})
     with without_future_warnings():
         model = get_peft_model(loaded.model, lora)
+    fuse_layers(loaded.model.get_decoder())  # not in the vision tower: features are the same for all
     # PEFT puts the base's path here, which would differ from machine to machine.
     model.peft_config["default"].base_model_name_or_path = loaded.reference.name
     if not loaded.is_exact and not config.use_dora:  # DoRA computes norms in the precision of its input
@@ -89,7 +89,7 @@ def _leave_casting_to_autocast(model: nn.Module) -> None:
 
 
 def _cast_without_autocast(layer: Any, _inputs: tuple[Any, ...]) -> None:
-    from radloop.training.lora_linear import autocasts
+    from radloop.training.fused.lora_linear import autocasts
 
     layer.cast_input_dtype_enabled = not autocasts(layer.get_base_layer().weight.device.type)
 

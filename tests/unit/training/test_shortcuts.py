@@ -8,15 +8,19 @@ import pytest
 import torch
 from peft.tuners.lora import Linear
 from PIL import Image
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
 
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.models import packing
 from radloop.models.loading import Loaded
-from radloop.training import adapter, losses, rms_norm
+from radloop.training import adapter, fused, losses
 from radloop.training.adapter import with_lora
+from radloop.training.fused import rms_norm, swiglu
+from radloop.training.fused.lora_linear import LoraLinear
+from radloop.training.fused.stock import is_copy
 from radloop.training.last_layer import only_at
-from radloop.training.lora_linear import LoraLinear
 
 FAMILIES = [name for name in models.REGISTRY if name not in ("blip", "llava_med")]
 
@@ -63,8 +67,8 @@ def test_loss_and_gradients_are_those_of_all_tokens_and_of_stock_layers(
     fast = gradients(tuned(base(family, tmp_path / "fast")))
     monkeypatch.setattr(losses, "only_at", everywhere)
     monkeypatch.setattr(LoraLinear, "forward", Linear.forward)
-    for shortcut in ("fuse_norms", "use_fast_attention"):
-        monkeypatch.setattr(adapter, shortcut, lambda *_: None)
+    monkeypatch.setattr(fused, "fuse_layers", lambda _: None)
+    monkeypatch.setattr(adapter, "use_fast_attention", lambda *_: None)
     slow = gradients(tuned(base(family, tmp_path / "slow")))
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(1.0, float(other.abs().max())))
@@ -92,16 +96,44 @@ def test_the_last_layer_computes_the_tokens_that_are_read(family: str, tmp_path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_are_fused_where_they_are_of_the_usual_kind(family: str, tmp_path: Path) -> None:
-    model = tuned(base(family, tmp_path)).model
-    kinds = {type(module).__name__ for module in model.modules() if "RMSNorm" in type(module).__name__}
-    fused = {type(module).__name__ for module in model.modules() if "forward" in vars(module)}
-    assert fused == kinds - {"Gemma3RMSNorm"}
+def test_layers_are_fused_where_they_are_of_the_usual_kind(family: str, tmp_path: Path) -> None:
+    decoder = tuned(base(family, tmp_path)).model.get_decoder()
+    kinds = {type(module).__name__ for module in decoder.modules()}
+    expected = {kind for kind in kinds if kind.endswith(("Attention", "MLP", "RMSNorm"))}
+    # Norms of 1 + weight, MLPs without gate or of GELU, and attention to images, which have no order.
+    expected -= {"Gemma3RMSNorm", "Gemma3MLP", "PersimmonMLP", "MllamaTextCrossAttention"}
+    assert {type(module).__name__ for module in decoder.modules() if "forward" in vars(module)} == expected
+
+
+def test_a_function_of_the_same_name_that_does_something_else_is_no_copy() -> None:
+    def apply_rotary_pos_emb(q: object, k: object, cos: object, sin: object) -> None:
+        """Rotates in pairs, as some models do."""
+
+    llama, mistral = modeling_llama.apply_rotary_pos_emb, modeling_mistral.apply_rotary_pos_emb
+    assert mistral is not llama
+    assert is_copy(mistral, llama)
+    assert not is_copy(apply_rotary_pos_emb, llama)
+    assert not is_copy(None, llama)
+
+
+def test_an_mlp_with_layers_that_are_not_plain_lora_goes_the_stock_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlp = tuned(base("llava", tmp_path)).model.get_decoder().layers[0].mlp
+    x = torch.randn(2, 3, mlp.gate_proj.in_features)
+    mlp.requires_grad_(False)
+    expected = type(mlp).forward(mlp, x)
+    torch.testing.assert_close(mlp(x), expected)
+    monkeypatch.setattr(swiglu, "_SwiGlu", None)  # whoever uses it fails
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(mlp(x).float(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+    mlp.up_proj.lora_dropout["default"] = torch.nn.Dropout(0.5).eval()
+    torch.testing.assert_close(mlp(x), expected)
 
 
 @pytest.mark.parametrize("change", ["trained", "half"])
 def test_other_norms_go_the_stock_way(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    norm = next(m for m in tuned(base("llava", tmp_path)).model.modules() if "forward" in vars(m))
+    norm = tuned(base("llava", tmp_path)).model.get_decoder().norm
     monkeypatch.setattr(rms_norm, "_RmsNorm", None)  # whoever uses it fails
     if change == "trained":
         norm.weight.requires_grad_()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+
+class Factors(NamedTuple):
+    """Of `x W^T + b + s (x A^T) B^T`, where W and b are frozen."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    down: torch.Tensor  # A
+    up: torch.Tensor  # B
+    scale: float
 
 
 class LoraLinear(Linear):
@@ -19,15 +29,24 @@ class LoraLinear(Linear):
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        adapter = self._only_adapter()
-        if adapter is None or args or kwargs or autocasts(x.device.type):
+        factors = None if args or kwargs else self.factors(x)
+        if factors is None:
             found: torch.Tensor = super().forward(x, *args, **kwargs)
             return found
-        base, down, up = self.base_layer, self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        if isinstance(down, DTensor) or not x.dtype == base.weight.dtype == down.dtype:
-            return super().forward(x)
-        out: torch.Tensor = _Product.apply(x, base.weight, base.bias, down, up, self.scaling[adapter])
+        out: torch.Tensor = _Product.apply(x, *factors)
         return out
+
+    def factors(self, x: torch.Tensor) -> Factors | None:
+        """Return what `x` is multiplied by, where that is all there is to do; else None."""
+        adapter = self._only_adapter()
+        if adapter is None or autocasts(x.device.type):
+            return None
+        base: Any = self.base_layer
+        down: Any = self.lora_A[adapter].weight
+        up: Any = self.lora_B[adapter].weight
+        if isinstance(down, DTensor) or not x.dtype == base.weight.dtype == down.dtype:
+            return None
+        return Factors(base.weight, base.bias, down, up, self.scaling[adapter])
 
     def _only_adapter(self) -> str | None:
         """Return the adapter in use, if there is one and it is plain LoRA without dropout."""
@@ -44,8 +63,23 @@ def autocasts(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
+def product(x: torch.Tensor, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the product of rows, and their low-rank form, which `gradients` needs again."""
+    out = nn.functional.linear(x, factors.weight, factors.bias)
+    low = nn.functional.linear(x, factors.down).mul_(factors.scale)
+    return out.addmm_(low, factors.up.t()), low
+
+
+def gradients(
+    of_out: torch.Tensor, x: torch.Tensor, low: torch.Tensor, factors: Factors
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the gradients of the low-rank form before it was scaled, and of A and B."""
+    of_low = (of_out @ factors.up).mul_(factors.scale)
+    return of_low, of_low.t() @ x, of_out.t() @ low
+
+
 class _Product(torch.autograd.Function):
-    """`x W^T + b + s (x A^T) B^T` for a frozen W and b."""
+    """See `Factors`."""
 
     @staticmethod
     def forward(
@@ -57,22 +91,19 @@ class _Product(torch.autograd.Function):
         up: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        out = nn.functional.linear(x, weight, bias)
-        low = nn.functional.linear(x, down).mul_(scale)
-        out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.t())
-        ctx.save_for_backward(x, weight, down, up, low)
+        rows = x.reshape(-1, x.shape[-1])
+        out, low = product(rows, Factors(weight, bias, down, up, scale))
+        ctx.save_for_backward(rows, weight, down, up, low)
         ctx.scale = scale
-        return out
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, down, up, low = ctx.saved_tensors
+        rows, weight, down, up, low = ctx.saved_tensors
         of_out = gradient.reshape(-1, gradient.shape[-1])
-        of_low = (of_out @ up).mul_(ctx.scale)
-        of_up = of_out.t() @ low.view(-1, low.shape[-1])
-        of_down = of_low.t() @ x.reshape(-1, x.shape[-1])
+        of_low, of_down, of_up = gradients(of_out, rows, low, Factors(weight, None, down, up, ctx.scale))
         if not ctx.needs_input_grad[0]:  # the first layer reads what nothing is trained before
             return None, None, None, of_down, of_up, None
         of_x = (of_out @ weight).addmm_(of_low, down)
-        return of_x.view_as(x), None, None, of_down, of_up, None
+        return of_x.view(*gradient.shape[:-1], -1), None, None, of_down, of_up, None
