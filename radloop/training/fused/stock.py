@@ -7,7 +7,7 @@ from typing import Any
 
 
 def is_copy(function: Any, original: Any) -> bool:
-    """Say whether a function is one of the copies of `original` that Transformers has in the models' files."""
+    """Say whether a function is one of the copies of `original` in the files of Transformers."""
     code: CodeType | None = getattr(function, "__code__", None)
     return code is not None and _meaning(code) == _meaning(original.__code__)
 
