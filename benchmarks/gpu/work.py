@@ -60,7 +60,7 @@ class Load:
 
 def _pairs(group: Group) -> int:
     """Count who sees whom: the head itself, each tail the head and itself, all of them backwards only."""
-    head, tails = len(group.head), [len(tail.tail) for tail in group.tails]
+    head, tails = len(group.head), [len(tail.read) for tail in group.tails]
     return _triangle(head) + sum(tail * head + _triangle(tail) for tail in tails)
 
 

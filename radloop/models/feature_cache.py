@@ -90,7 +90,9 @@ class FeatureCache:
         not depend on which are kept already.
         """
         alone = self._loaded.encode(images[:1])
-        if max(len(tensor) for tensor in alone[0].values()) > _SMALL_TOKENS:
+        tensors = alone[0].values()
+        # A simulation has none to compare, only their shapes.
+        if any(tensor.is_meta or tensor.shape[:1].numel() > _SMALL_TOKENS for tensor in tensors):
             return 1
         alone += [self._loaded.encode([image])[0] for image in images[1:]]
         together = self._loaded.encode(images)

@@ -64,6 +64,11 @@ class Tokens:
     def ids(self) -> tuple[int, ...]:
         return self.head.ids + self.tail
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What the model reads of the tail: after the last token of an answer it has nothing to predict."""
+        return self.tail[:-1] if self.num_answer else self.tail
+
 
 @dataclass(frozen=True)
 class Group:
@@ -82,7 +87,8 @@ class Group:
     numbers: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.head) + sum(len(tail.tail) for tail in self.tails)
+        """Tokens that the model reads."""
+        return len(self.head) + sum(len(tail.read) for tail in self.tails)
 
     @property
     def num_answer_tokens(self) -> int:
@@ -232,11 +238,10 @@ class _Lane:
                 lane.predicts += [0] * len(group.head)
             for segment, pair in enumerate(group.tails, start=1):
                 start = group.head.next_position
-                places = range(start, start + len(pair.tail))
-                lane._add(number, segment, pair.tail, [places for _ in axes])
-                asked = len(pair.tail) - pair.num_answer
-                lane.predicts += [0] * (asked - 1) + [1] * max(1, pair.num_answer)
-                lane.predicts += [0] * (pair.num_answer > 0)  # the end token predicts nothing
+                places = range(start, start + len(pair.read))
+                lane._add(number, segment, pair.read, [places for _ in axes])
+                predicting = max(1, pair.num_answer)
+                lane.predicts += [0] * (len(pair.read) - predicting) + [1] * predicting
         return lane
 
     def _add(self, group: int, segment: int, ids: Sequence[int], positions: Sequence[Sequence[int]]) -> None:

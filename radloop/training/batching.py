@@ -154,11 +154,11 @@ def split_group(group: Group, max_tokens: int) -> list[Group]:
     parts: list[list[int]] = [[]]
     length = len(group.head)
     for place, pair in enumerate(group.tails):
-        if parts[-1] and length + len(pair.tail) > max_tokens:
+        if parts[-1] and length + len(pair.read) > max_tokens:
             parts.append([])
             length = len(group.head)
         parts[-1].append(place)
-        length += len(pair.tail)
+        length += len(pair.read)
     if len(parts) == 1:
         return [group]
     return [

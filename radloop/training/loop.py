@@ -21,6 +21,7 @@ from radloop.data.prepared import PreparedData
 from radloop.errors import ConfigError, DataError, TrainingError
 from radloop.models.loading import Loaded
 from radloop.training.adapter import Adapter, with_lora
+from radloop.training.allocator import freed_memory_kept
 from radloop.training.batching import Batches
 from radloop.training.checkpoints import Checkpoints, folder_of, opened, run_key
 from radloop.training.examples import Examples, read_examples
@@ -56,7 +57,8 @@ def finetune(
     holds = keeps and accelerator.is_main_process
     with opened(folder, config.checkpoint_every) if holds else nullcontext() as checkpoints:
         _resume(run.trainer, folder, holds)
-        _take_steps(run.trainer, checkpoints, on_step)
+        with freed_memory_kept() if run.loaded.device.type == "cpu" else nullcontext():
+            _take_steps(run.trainer, checkpoints, on_step)
         return _adapter(run)
 
 

@@ -54,7 +54,7 @@ def _lengths(row: Row) -> torch.Tensor:
     """Return for each token of a row the length of its pair; for a head the mean over its pairs."""
     lengths: list[float] = []
     for group in row:
-        tails = [len(pair.tail) for pair in group.tails]
+        tails = [len(pair.read) for pair in group.tails]
         lengths += [len(group.head) + sum(tails) / len(tails)] * len(group.head)
         for tail in tails:
             lengths += [len(group.head) + tail] * tail

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -86,27 +88,27 @@ class Part:
 
 
 def read_row(setting: Setting, row: Row) -> list[list[Part]]:
-    """Return what the model reads of the first group of a row: the head, then each question with its answer.
+    """Return the texts of the first group of a row: the head, then each question with its answer.
 
     What has a loss is taken from the tensors of the forward pass, not from how they came about.
     """
     batch = Batch.of([row])
-    # A position that predicts has the loss of the token after it.
-    has_loss = [False, *batch.predicts[0, :-1].tolist()]
-    tokens = zip(
-        batch.groups[0].tolist(),
-        batch.segments[0].tolist(),
-        has_loss,
-        batch.input_ids[0].tolist(),
-        strict=True,
-    )
-    first = [item[1:] for item in tokens if item[0] == 0 and item[1] != PADDING]
+    targets = iter(batch.targets.tolist())
+    segments: dict[int, list[tuple[bool, int]]] = defaultdict(list)  # whether it has a loss, and the token
+    tensors = (batch.groups[0], batch.segments[0], batch.input_ids[0], batch.predicts[0])
+    for group, segment, token, predicts in zip(*(tensor.tolist() for tensor in tensors), strict=True):
+        if group != 0 or segment == PADDING:
+            continue
+        if not any(has_loss for has_loss, _ in segments[segment][-1:]):  # else it is there, as a target
+            segments[segment].append((False, token))
+        if predicts:
+            segments[segment].append((True, next(targets)))
     return [
         [
-            Part(_decoded(setting, [item[2] for item in run]), is_trained)
-            for is_trained, run in groupby(segment, key=lambda item: item[1])
+            Part(_decoded(setting, [token for _, token in run]), has_loss)
+            for has_loss, run in groupby(tokens, key=itemgetter(0))
         ]
-        for _, segment in groupby(first, key=lambda item: item[0])
+        for tokens in segments.values()
     ]
 
 

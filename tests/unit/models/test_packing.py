@@ -194,19 +194,19 @@ def test_a_token_sees_its_groups_head_and_its_own_segment_up_to_itself(
     assert mask.any(dim=1).all()
 
 
-def test_a_batch_restarts_positions_and_predicts_answers_only() -> None:
+def test_a_batch_restarts_positions_and_predicts_answers_whose_ends_it_does_not_read() -> None:
     head = Head.counted((1, IMAGE))
     pairs = [Tokens(head, (10, 11, 12), 1), Tokens(head, (20, 21, 22, 23), 2)]
     (first,), (second,) = packing.groups(("a",), pairs), packing.groups(("b",), pairs[:1])
     batch = Batch.of([(first,), (second, second)])
     assert batch.input_ids.tolist() == [
-        [1, IMAGE, 10, 11, 12, 20, 21, 22, 23, 23],
-        [1, IMAGE, 10, 11, 12, 1, IMAGE, 10, 11, 12],
+        [1, IMAGE, 10, 11, 20, 21, 22, 22],  # the last one fills up
+        [1, IMAGE, 10, 11, 1, IMAGE, 10, 11],
     ]
-    assert batch.groups.tolist() == [[0] * 9 + [-1], [0] * 5 + [1] * 5]
-    assert batch.segments.tolist() == [[0, 0, 1, 1, 1, 2, 2, 2, 2, -1], [0, 0, 1, 1, 1] * 2]
-    assert batch.position_ids.tolist() == [[[0, 1, 2, 3, 4, 2, 3, 4, 5, 0], [0, 1, 2, 3, 4] * 2]]
-    assert batch.predicts.nonzero().tolist() == [[0, 3], [0, 6], [0, 7], [1, 3], [1, 8]]
+    assert batch.groups.tolist() == [[0] * 7 + [-1], [0] * 4 + [1] * 4]
+    assert batch.segments.tolist() == [[0, 0, 1, 1, 2, 2, 2, -1], [0, 0, 1, 1] * 2]
+    assert batch.position_ids.tolist() == [[[0, 1, 2, 3, 2, 3, 4, 0], [0, 1, 2, 3] * 2]]
+    assert batch.predicts.nonzero().tolist() == [[0, 3], [0, 5], [0, 6], [1, 3], [1, 7]]
     assert batch.targets.tolist() == [12, 22, 23, 12, 12]
     assert batch.answers.tolist() == [0, 1, 1, 2, 3]
 

@@ -107,7 +107,7 @@ def test_what_saves_memory_is_seen_to_save_it(folders: dict[str, Path]) -> None:
 
     usual = parts()
     assert usual["gradients"] == usual["LoRA weights"] == usual["optimizer state"] / 2
-    assert parts(gradient_checkpointing=True)["activations"] < 0.8 * usual["activations"]
+    assert parts(gradient_checkpointing=True)["activations"] < 0.9 * usual["activations"]
     assert parts(tokens_per_pass=64)["activations"] < 0.6 * usual["activations"]
     assert parts(targets=("attention",))["LoRA weights"] < usual["LoRA weights"]
     wide = parts(rank=128)["optimizer state"]
