@@ -68,8 +68,8 @@ class Plan:
 # 100 M: 0.43 one by one, 0.39 in batches of 7.
 FULL = Plan(
     {
-        "tiny base, 7 an image": Pairing("tiny", Shape(128, 7), 3, 8, 4096, 28, 6.0, 3),
-        "tiny base, 22 an image": Pairing("tiny", Shape(48, 22), 3, 4, 4096, 44, 10.0, 3),
+        "tiny base, 7 an image": Pairing("tiny", Shape(256, 7), 3, 8, 4096, 28, 6.0, 3),
+        "tiny base, 22 an image": Pairing("tiny", Shape(96, 22), 3, 4, 4096, 44, 10.0, 3),
         "LLaVA of 100 M, 7 an image": Pairing("100m", Shape(4, 7), 3, 2, 1024, 1, 7.0, 2),
         "LLaVA of 100 M, 22 an image": Pairing("100m", Shape(2, 22), 3, 1, 1024, 1, 15.0, 2),
     },

@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from radloop.models.packing import HEAD, PADDING, Batch
 
 NAME = "radloop_prefix"  # of Transformers' attention implementations
+_SHORT = 15  # queries; fewer take the kernel as long
 _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -77,15 +78,22 @@ class Layout:
     of_tails: torch.Tensor
     of_keys: torch.Tensor
 
-    @classmethod
-    def of(cls, batch: Batch, only: torch.Tensor | None = None) -> Self:
-        """Take apart the attention of whole rows.
 
-        Args:
-            batch: The rows.
-            only: Bool, shape (rows, tokens): tokens of tails whose output is read. That of all others is
-                zero then. None: all.
-        """
+@dataclass(frozen=True)
+class Layouts:
+    """Of the layers of a model.
+
+    Attributes:
+        others: Of all layers but the last.
+        last: For tokens that predict; nothing reads the output of others there, which is zero.
+    """
+
+    others: Layout
+    last: Layout
+
+    @classmethod
+    def of(cls, batch: Batch) -> Self:
+        """Take apart the attention of whole rows."""
         heads: list[_Attention] = []
         tails: list[_Attention] = []
         for segment, run in _runs(batch.groups, batch.segments):
@@ -95,26 +103,28 @@ class Layout:
                 keys = heads[-1].keys
                 heads[-1] = _Attention(range(keys[0], run.stop), keys)
                 tails.append(_Attention(run, run))
-        asking = (batch.segments > HEAD).flatten()
-        if only is not None:
-            asking = only.flatten()
-            heads = [_Attention(_where(asking, one.queries), one.keys) for one in heads]
-        head_parts, of_heads, head_keys = _parts(heads, batch.segments.shape, is_causal=only is None)
-        tail_parts, of_tails, tail_keys = _parts(tails, batch.segments.shape)
-        of_keys = torch.where(head_keys >= 0, head_keys, tail_keys + _num_keys(head_parts))
-        of_keys[batch.segments.flatten() == PADDING] = _num_keys(head_parts + tail_parts)
-        of_heads[of_heads < 0] = sum(part.queries.numel() for part in head_parts)
-        places = _numbers(asking)
-        is_all = head_parts[0].is_all
-        return cls(head_parts, tail_parts, None if is_all else of_heads, places, of_tails[places], of_keys)
+        predicts = batch.predicts.flatten()
+        predicting = [_Attention(_where(predicts, one.queries), one.keys) for one in heads]
+        shape = batch.segments.shape
+        of_tails = _parts(tails, shape)
+        is_padding = batch.segments.flatten() == PADDING
 
+        def layout(asking: torch.Tensor, parts: _Parts) -> Layout:
+            head_parts, of_heads, head_keys = parts
+            tail_parts, tail_queries, tail_keys = of_tails
+            of_keys = torch.where(head_keys >= 0, head_keys, tail_keys + _num_keys(head_parts))
+            of_keys[is_padding] = _num_keys(head_parts + tail_parts)
+            of_heads[of_heads < 0] = sum(part.queries.numel() for part in head_parts)
+            places = _numbers(asking)
+            is_all = head_parts[0].is_all
+            return Layout(
+                head_parts, tail_parts, None if is_all else of_heads, places, tail_queries[places], of_keys
+            )
 
-@dataclass(frozen=True)
-class Layouts:
-    """Of the layers of a model: of the last one's output nothing is read but what predicts."""
-
-    others: Layout
-    last: Layout
+        return cls(
+            layout((batch.segments > HEAD).flatten(), _parts(heads, shape)),
+            layout(predicts, _parts(predicting, shape, is_causal=False)),
+        )
 
 
 @dataclass(frozen=True)
@@ -136,15 +146,16 @@ def _runs(groups: torch.Tensor, segments: torch.Tensor) -> Iterator[tuple[int, r
             yield segment, range(start, end)
 
 
-def _parts(
-    attentions: Sequence[_Attention], shape: Sequence[int], is_causal: bool = True
-) -> tuple[tuple[Part, ...], torch.Tensor, torch.Tensor]:
+_Parts = tuple[tuple[Part, ...], torch.Tensor, torch.Tensor]
+
+
+def _parts(attentions: Sequence[_Attention], shape: Sequence[int], is_causal: bool = True) -> _Parts:
     """Return the parts, and for each token its place among their queries and keys, -1 where it has none."""
     found: dict[tuple[int, int], list[_Attention]] = defaultdict(list)
     for one in attentions:
         # Of like lengths; and where there is a query that sees all keys and more, of equally many keys.
         num_keys = 0 if one.keys == one.queries else len(one.keys)
-        found[num_keys, len(one.queries).bit_length()].append(one)
+        found[num_keys, max(len(one.queries), _SHORT).bit_length()].append(one)
     num_tokens = math.prod(shape)
     of_queries, of_keys = (torch.full((num_tokens,), -1) for _ in range(2))
     parts: list[Part] = []
@@ -209,7 +220,7 @@ def arguments(batch: Batch) -> dict[str, Any]:
     # Of four dimensions, so that Transformers makes none; and a layer that has it in place of `layouts` sees
     # nothing, not everything.
     no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
-    return {"attention_mask": no_mask, "layouts": Layouts(Layout.of(batch), Layout.of(batch, batch.predicts))}
+    return {"attention_mask": no_mask, "layouts": Layouts.of(batch)}
 
 
 AttentionInterface.register(NAME, _attention)

@@ -109,7 +109,7 @@ class Trainer:
     def _step(self, step: int) -> tuple[Facts, int]:
         start = time.perf_counter()
         where = f"at step {step} of {self.num_steps}"
-        torch.manual_seed(step_seed(self._seed, step, self.accelerator.process_index))
+        _set_seed(step_seed(self._seed, step, self.accelerator.process_index))
         batch = self._batches.of(step)
         rate = self._config.learning_rate * rate_factor(step, self.num_steps, self._config)
         for group in self.optimizer.param_groups:
@@ -221,6 +221,13 @@ class Trainer:
             )
         self.state.judge(facts, self._loaded.model, self._config)
         return facts
+
+
+def _set_seed(seed: int) -> None:
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:  # without a GPU the above formats a stack for the day that CUDA is there
+        torch.default_generator.manual_seed(seed)
 
 
 def step_seed(seed: int, step: int, process: int = 0) -> int:

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from radloop.models import prefix_attention
 from radloop.models.packing import PADDING, Batch, Group, Head, Row, Tokens, block_mask
-from radloop.models.prefix_attention import Layout, _PrefixAttention
+from radloop.models.prefix_attention import Layout, Layouts, _PrefixAttention
 
 
 @st.composite
@@ -50,11 +50,11 @@ def dense(batch: Batch, tokens: list[torch.Tensor]) -> torch.Tensor:
     return found.transpose(1, 2).reshape(-1, 2, 8)
 
 
-def require_same(batch: Batch, only: torch.Tensor | None, tolerance: float, dtype: torch.dtype) -> None:
+def require_same(batch: Batch, layer: str, tolerance: float, dtype: torch.dtype) -> None:
     tokens = random_tokens(batch, dtype)
-    found = _PrefixAttention.apply(*tokens, Layout.of(batch, only), None)
+    found = _PrefixAttention.apply(*tokens, getattr(Layouts.of(batch), layer), None)
     expected = dense(batch, tokens)
-    read = (batch.groups != PADDING if only is None else only).flatten()
+    read = (batch.predicts if layer == "last" else batch.groups != PADDING).flatten()
     assert (found - expected)[read].abs().max() < tolerance * expected.abs().max()
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)) * read[:, None, None]
     ours = torch.autograd.grad((found * weights).sum(), tokens)
@@ -68,23 +68,23 @@ def require_same(batch: Batch, only: torch.Tensor | None, tolerance: float, dtyp
 @given(rows=rows())
 def test_values_and_gradients_are_those_of_a_dense_mask(rows: list[Row]) -> None:
     batch = Batch.of(rows)
-    require_same(batch, None, 1e-5, torch.float32)
-    require_same(batch, batch.predicts, 1e-5, torch.float32)
+    require_same(batch, "others", 1e-5, torch.float32)
+    require_same(batch, "last", 1e-5, torch.float32)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_rows_of_one_shape_are_not_copied(dtype: torch.dtype, tolerance: float) -> None:
     batch = Batch.of(one_shape_rows())
-    assert Layout.of(batch).of_heads is None
-    require_same(batch, None, tolerance, dtype)
-    require_same(batch, batch.predicts, tolerance, dtype)
+    assert Layouts.of(batch).others.of_heads is None
+    require_same(batch, "others", tolerance, dtype)
+    require_same(batch, "last", tolerance, dtype)
 
 
 @given(rows=rows())
 @settings(max_examples=20, deadline=None)
 def test_tokens_that_nobody_reads_have_no_output(rows: list[Row]) -> None:
     batch = Batch.of(rows)
-    found = _PrefixAttention.apply(*random_tokens(batch), Layout.of(batch, batch.predicts), None)
+    found = _PrefixAttention.apply(*random_tokens(batch), Layouts.of(batch).last, None)
     assert not found[~batch.predicts.flatten()].any()
 
 
