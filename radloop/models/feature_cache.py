@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from radloop import workspace
+from radloop.models.encoding import Encoder
 from radloop.models.family import Features
 from radloop.models.feature_store import FeatureStore
 from radloop.models.loading import Loaded
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _BATCH_IMAGES = 8
-_SMALL_TOKENS = 128  # an image of more of them keeps a CPU's cores busy by itself
 _VOLATILE = ("_name_or_path", "transformers_version", "dtype", "use_cache")  # in a config
 
 
@@ -47,7 +47,7 @@ class FeatureCache:
         """
         self._loaded = loaded
         self._store = None if folder is None or tunes_features(loaded) else _open_store(loaded, folder)
-        self._batch_images = _BATCH_IMAGES if torch.cuda.is_available() else None  # None: to be tried
+        self._encode = Encoder(loaded)
 
     def __call__(self, pixel_hashes: Sequence[str], image: Callable[[int], Image.Image]) -> list[Features]:
         """Return the features of images, in order, on the model's device.
@@ -72,36 +72,13 @@ class FeatureCache:
         found: dict[str, Features] = {}
         # Without autocast, as in later runs that have none.
         with self._loaded.frozen(), torch.autocast(self._loaded.device.type, enabled=False):
-            if self._batch_images is None and len(missing) > 1:
-                self._batch_images = self._tried([image(name) for name in missing[:_BATCH_IMAGES]])
-            size = self._batch_images or 1
-            for start in range(0, len(missing), size):
-                batch = missing[start : start + size]
-                found |= zip(batch, self._loaded.encode([image(name) for name in batch]), strict=True)
+            for start in range(0, len(missing), _BATCH_IMAGES):
+                batch = missing[start : start + _BATCH_IMAGES]
+                found |= zip(batch, self._encode([image(name) for name in batch]), strict=True)
                 if self._store:
                     for pixel_hash in batch:
                         self._store.add(pixel_hash, found[pixel_hash])
         return found
-
-    def _tried(self, images: Sequence[Image.Image]) -> int:
-        """Return how many images to encode at a time on a CPU.
-
-        Several only if they are small, and if each is the same to the last bit by itself: then features do
-        not depend on which are kept already.
-        """
-        alone = self._loaded.encode(images[:1])
-        tensors = alone[0].values()
-        # A simulation has none to compare, only their shapes.
-        if any(tensor.is_meta or tensor.shape[:1].numel() > _SMALL_TOKENS for tensor in tensors):
-            return 1
-        alone += [self._loaded.encode([image])[0] for image in images[1:]]
-        together = self._loaded.encode(images)
-        are_same = all(
-            torch.equal(features[name], tensor)
-            for features, others in zip(alone, together, strict=True)
-            for name, tensor in others.items()
-        )
-        return _BATCH_IMAGES if are_same else 1
 
     def of_data(self, data: PreparedData) -> Callable[[Sequence[str]], list[Features]]:
         """Return what gives the features of a data set's images by their ids."""

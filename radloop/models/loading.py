@@ -27,7 +27,7 @@ from radloop.models.base_files import (
     weights_sha256,
 )
 from radloop.models.checkpoint_files import listed, read_json
-from radloop.models.family import Family, Features, base_of
+from radloop.models.family import Family, Features, Inputs, base_of
 from radloop.models.precision import QUANTIZED, choose_precision, keep_trainable, precision_options
 from radloop.models.prompts import Prompts
 
@@ -98,14 +98,25 @@ class Loaded:
         """The Transformers model itself, with or without LoRA layers in it."""
         return base_of(self.model)
 
-    def encode(self, images: Sequence[Image.Image]) -> list[Features]:
+    def read(self, images: Sequence[Image.Image]) -> list[Inputs]:
+        """Return what the processor makes of RGB images, on the model's device and in its dtype."""
+        return [
+            {name: self._moved(tensor) for name, tensor in self.family.read(self.processor, image).items()}
+            for image in images
+        ]
+
+    def encode(self, images: Sequence[Image.Image], inputs: Sequence[Inputs] | None = None) -> list[Features]:
         """Return the features of RGB images, in the model's dtype, computed without gradient.
+
+        Args:
+            images: The images.
+            inputs: Of them, where they are read already.
 
         Raises:
             ModelError: The processor announces another number of image tokens than there are.
         """
         with self.frozen():
-            return self.encode_in_graph(images)
+            return self.encode_in_graph(images, inputs)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -120,12 +131,12 @@ class Loaded:
             if training:
                 self.model.train()
 
-    def encode_in_graph(self, images: Sequence[Image.Image]) -> list[Features]:
+    def encode_in_graph(
+        self, images: Sequence[Image.Image], inputs: Sequence[Inputs] | None = None
+    ) -> list[Features]:
         """Return the features as `encode`, for layers before them that are trained: with gradient."""
-        inputs = [
-            {name: self._moved(tensor) for name, tensor in self.family.read(self.processor, image).items()}
-            for image in images
-        ]
+        if inputs is None:
+            inputs = self.read(images)
         features = self.family.encode(self.base_model, inputs) if inputs else []
         for image, found in zip(images, features, strict=True):
             announced = sum(self.prompts.placement(image.size).runs)

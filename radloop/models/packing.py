@@ -25,7 +25,7 @@ class Head:
 
     Attributes:
         ids: Token ids up to and including the last image token; the first token where there is no image.
-            What all tails begin with may come after that, see `lengthen_head`.
+            What all tails begin with may come after that, see `_with_longer_head`.
         positions: Position id of each token, one tuple for each axis of the family (M-RoPE has three).
         next_position: Where each tail starts counting, on every axis.
     """
@@ -58,6 +58,7 @@ class Tokens:
     num_answer: int = 0
 
     def __len__(self) -> int:
+        """All tokens, with the last one, which is not read."""
         return len(self.head) + len(self.tail)
 
     @property
@@ -98,28 +99,53 @@ class Group:
 Row = tuple[Group, ...]
 
 
-def groups(image_ids: Sequence[str], pairs: Sequence[Tokens], share_prefix: bool = True) -> list[Group]:
+def groups(
+    image_ids: Sequence[str],
+    pairs: Sequence[Tokens],
+    share_prefix: bool = True,
+    lengthen_heads: bool = False,
+) -> list[Group]:
     """Arrange the pairs about the same images in groups: as few as memory allows, or one a pair.
 
     Pairs share a group only if their heads are the same token for token; a chat template that puts
     the question before the image yields a group a pair by itself.
     """
-    closed: list[list[int]] = []
-    open_groups: dict[object, list[int]] = {}
+    alike: dict[object, list[int]] = {}
     for number, pair in enumerate(pairs):
-        key = pair.head if share_prefix else number
-        group = open_groups.setdefault(key, [])
-        if group and sum(len(pairs[other].tail) for other in (*group, number)) > _MAX_TAIL_TOKENS:
-            closed.append(group)
-            group = open_groups[key] = []
-        group.append(number)
+        alike.setdefault(pair.head if share_prefix else number, []).append(number)
+    found = [
+        Group((*image_ids,), pairs[numbers[0]].head, tuple(pairs[n] for n in numbers), tuple(numbers))
+        for numbers in alike.values()
+    ]
+    if lengthen_heads:
+        found = [*map(_with_longer_head, found)]
+    return [part for group in found for part in split_group(group, len(group.head) + _MAX_TAIL_TOKENS)]
+
+
+def split_group(group: Group, max_tokens: int) -> list[Group]:
+    """Take a group apart, each part with the whole head, so that none is longer than `max_tokens`.
+
+    A part has at least one tail, so it may be longer than that.
+    """
+    parts: list[list[int]] = [[]]
+    length = len(group.head)
+    for place, pair in enumerate(group.tails):
+        if parts[-1] and length + len(pair.read) > max_tokens:
+            parts.append([])
+            length = len(group.head)
+        parts[-1].append(place)
+        length += len(pair.read)
+    if len(parts) == 1:
+        return [group]
     return [
-        Group((*image_ids,), pairs[group[0]].head, tuple(pairs[number] for number in group), tuple(group))
-        for group in (*closed, *open_groups.values())
+        replace(
+            group, tails=tuple(group.tails[n] for n in part), numbers=tuple(group.numbers[n] for n in part)
+        )
+        for part in parts
     ]
 
 
-def lengthen_head(group: Group) -> Group:
+def _with_longer_head(group: Group) -> Group:
     """Move what all tails begin with, such as the wording of a prompt, to the end of the head.
 
     Each tail keeps the last token before its answer, which predicts the first one of that.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from radloop.models.packing import Group, Row, fill_rows
+from radloop.models.packing import Group, Row, fill_rows, split_group
 from radloop.training.examples import Examples, ImageSet
 from radloop.training.losses import Weighting, total_weight
 from radloop.training.processes import deal
@@ -144,29 +144,6 @@ def split_passes(groups: Sequence[Group], tokens_per_pass: int | None, share_row
                 passes.append([])
         passes[-1].append(row)
     return passes
-
-
-def split_group(group: Group, max_tokens: int) -> list[Group]:
-    """Take a group apart, each part with the whole head, so that none is longer than `max_tokens`.
-
-    A part has at least one tail, so it may be longer than that.
-    """
-    parts: list[list[int]] = [[]]
-    length = len(group.head)
-    for place, pair in enumerate(group.tails):
-        if parts[-1] and length + len(pair.read) > max_tokens:
-            parts.append([])
-            length = len(group.head)
-        parts[-1].append(place)
-        length += len(pair.read)
-    if len(parts) == 1:
-        return [group]
-    return [
-        replace(
-            group, tails=tuple(group.tails[n] for n in part), numbers=tuple(group.numbers[n] for n in part)
-        )
-        for part in parts
-    ]
 
 
 def groups_of(sets: Sequence[ImageSet]) -> list[Group]:

@@ -80,8 +80,8 @@ def read_examples(
     sets = []
     for numbers in of_images.values():
         image_ids = columns[numbers[0]]["image_ids"]
-        groups = packing.groups(image_ids, [fitted[n] for n in numbers], share_prefix)
-        sets.append(ImageSet([*map(packing.lengthen_head, groups)], [columns[n]["id"] for n in numbers]))
+        groups = packing.groups(image_ids, [fitted[n] for n in numbers], share_prefix, lengthen_heads=True)
+        sets.append(ImageSet(groups, [columns[n]["id"] for n in numbers]))
     num_cut = sum(after is not before for after, before in zip(fitted, pairs, strict=True))
     if num_cut:
         logger.warning(

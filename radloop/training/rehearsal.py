@@ -52,8 +52,8 @@ class TokenCounts:
 
     @property
     def plain(self) -> int:
-        """Tokens of an epoch if each sample had a row of its own."""
-        return int(self.lengths.sum())
+        """Tokens that are read in an epoch if each sample has a row of its own: all but its last."""
+        return int(self.lengths.sum()) - len(self.lengths)
 
     def bars(self, count: int = 10) -> list[tuple[int, int, int]]:
         """Return the histogram: first and last length of a bar, and its number of samples."""
@@ -81,7 +81,7 @@ def count_tokens(setting: Setting) -> TokenCounts:
 
 @dataclass(frozen=True)
 class Part:
-    """Text that the model reads, and whether it is trained to write it."""
+    """A text, and whether the model is trained to write it or only reads it."""
 
     text: str
     has_loss: bool
@@ -99,10 +99,15 @@ def read_row(setting: Setting, row: Row) -> list[list[Part]]:
     for group, segment, token, predicts in zip(*(tensor.tolist() for tensor in tensors), strict=True):
         if group != 0 or segment == PADDING:
             continue
-        if not any(has_loss for has_loss, _ in segments[segment][-1:]):  # else it is there, as a target
+        if segments[segment][-1:] != [(True, token)]:  # else it is there, as a target
             segments[segment].append((False, token))
         if predicts:
             segments[segment].append((True, next(targets)))
+    head, *tails = segments.values()
+    while _decoded(setting, [token for _, token in head]).endswith("\ufffd"):  # within a character
+        shared = head.pop()
+        for tail in tails:
+            tail.insert(0, shared)
     return [
         [
             Part(_decoded(setting, [token for _, token in run]), has_loss)

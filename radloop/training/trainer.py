@@ -226,7 +226,7 @@ class Trainer:
 def _set_seed(seed: int) -> None:
     if torch.cuda.is_available():
         torch.manual_seed(seed)
-    else:  # without a GPU the above formats a stack for the day that CUDA is there
+    else:  # where CUDA is not started the above records a stack trace, in case it will be
         torch.default_generator.manual_seed(seed)
 
 

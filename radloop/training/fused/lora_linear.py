@@ -10,6 +10,15 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 
+def _has_hooks(module: Any) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 class Factors(NamedTuple):
     """Of `x W^T + b + s (x A^T) B^T`, where W and b are frozen."""
 
@@ -37,14 +46,19 @@ class LoraLinear(Linear):
         return out
 
     def factors(self, x: torch.Tensor) -> Factors | None:
-        """Return what `x` is multiplied by, where that is all there is to do; else None."""
+        """Return what `x` is multiplied by, where that is all there is to do; else None.
+
+        Whoever multiplies by them does not call the layer, so nobody may wait for its call.
+        """
         adapter = self._only_adapter()
-        if adapter is None or autocasts(x.device.type):
+        if adapter is None or autocasts(x.device.type) or "forward" in vars(self) or _has_hooks(self):
             return None
         base: Any = self.base_layer
         down: Any = self.lora_A[adapter].weight
         up: Any = self.lora_B[adapter].weight
         if isinstance(down, DTensor) or not x.dtype == base.weight.dtype == down.dtype:
+            return None
+        if base.weight.requires_grad:
             return None
         return Factors(base.weight, base.bias, down, up, self.scaling[adapter])
 
@@ -95,7 +109,7 @@ class _Product(torch.autograd.Function):
         out, low = product(rows, Factors(weight, bias, down, up, scale))
         ctx.save_for_backward(rows, weight, down, up, low)
         ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -106,4 +120,4 @@ class _Product(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:  # the first layer reads what nothing is trained before
             return None, None, None, of_down, of_up, None
         of_x = (of_out @ weight).addmm_(of_low, down)
-        return of_x.view(*gradient.shape[:-1], -1), None, None, of_down, of_up, None
+        return of_x.view(*gradient.shape[:-1], of_x.shape[-1]), None, None, of_down, of_up, None

@@ -11,7 +11,7 @@ from transformers.models.llama import modeling_llama
 
 from radloop.training.fused.stock import is_copy
 
-_NAME = "apply_rotary_pos_emb"  # of the function that attention layers of all our families call
+_NAME = "apply_rotary_pos_emb"  # of the function that layers of attention with positions call
 _stock = modeling_llama.apply_rotary_pos_emb
 
 
@@ -20,7 +20,7 @@ def fuse_rotations(decoder: Any) -> None:
     for module in decoder.modules():
         kind: Any = type(module)
         forward = _with_ours(kind)
-        if forward is not None:
+        if forward is not None and "forward" not in vars(module):
             module.forward = MethodType(forward, module)
 
 
@@ -30,7 +30,9 @@ def _with_ours(kind: type[Any]) -> FunctionType | None:
     forward = kind.forward
     if not isinstance(forward, FunctionType) or _NAME not in forward.__code__.co_names:
         return None
-    if not is_copy(forward.__globals__.get(_NAME), _stock):
+    rotate: Any = forward.__globals__.get(_NAME)
+    halve = getattr(rotate, "__globals__", {}).get("rotate_half")
+    if not is_copy(rotate, _stock) or not is_copy(halve, modeling_llama.rotate_half):
         return None
     names = forward.__globals__ | {_NAME: _rotated}
     ours = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)

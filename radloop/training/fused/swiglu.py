@@ -5,6 +5,7 @@ Source: Shazeer, GLU Variants Improve Transformer, 2020, arXiv:2002.05202.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -25,22 +26,31 @@ def fuse_mlps(decoder: Any) -> None:
         is_swiglu = is_copy(type(module).forward, LlamaMLP.forward) and isinstance(
             module.act_fn, SiLUActivation
         )
-        if is_swiglu and all(isinstance(layer, LoraLinear) for layer in _layers(module)):
-            module.forward = MethodType(_forward, module)
+        if is_swiglu and "forward" not in vars(module):
+            module.forward = MethodType(forward, module)
 
 
 def _layers(module: Any) -> tuple[Any, Any, Any]:
     return module.gate_proj, module.up_proj, module.down_proj
 
 
-def _forward(module: Any, x: torch.Tensor) -> torch.Tensor:
-    gate, up, down = (layer.factors(x) for layer in _layers(module))
-    if gate is None or up is None or down is None or not gate.bias is up.bias is down.bias is None:
+def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """Replace that of a stock MLP; of its name, so that a pickled MLP is a stock one."""
+    gate, up, down = map(_biasless(x), _layers(module))
+    if gate is None or up is None or down is None:
         found: torch.Tensor = type(module).forward(module, x)
         return found
     scales = gate.scale, up.scale, down.scale
     fused: torch.Tensor = _SwiGlu.apply(x, scales, *_tensors(gate), *_tensors(up), *_tensors(down))
     return fused
+
+
+def _biasless(x: torch.Tensor) -> Callable[[nn.Module], Factors | None]:
+    def factors(layer: nn.Module) -> Factors | None:
+        found = layer.factors(x) if isinstance(layer, LoraLinear) else None
+        return None if found is None or found.bias is not None else found
+
+    return factors
 
 
 def _tensors(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,7 +70,7 @@ class _SwiGlu(torch.autograd.Function):
         out, low_down = product(hidden, of_down)
         ctx.save_for_backward(rows, gate, up, hidden, low_gate, low_up, low_down, *tensors)
         ctx.scales = scales
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -72,14 +82,14 @@ class _SwiGlu(torch.autograd.Function):
         of_hidden = (of_out @ down_factors.weight).addmm_(of_low, down_factors.down)
         of_up = nn.functional.silu(gate).mul_(of_hidden)
         of_hidden.mul_(up)
-        of_gate = _silu_backward(of_hidden, gate, grad_input=of_hidden)
+        of_gate = _silu_backward(of_hidden, gate, grad_input=of_hidden)  # element by element: in place
         of_low_gate, *trained_gate = gradients(of_gate, rows, low_gate, gate_factors)
         of_low_up, *trained_up = gradients(of_up, rows, low_up, up_factors)
         of_x = None
         if ctx.needs_input_grad[0]:
             of_x = (of_gate @ gate_factors.weight).addmm_(of_low_gate, gate_factors.down)
             of_x.addmm_(of_up, up_factors.weight).addmm_(of_low_up, up_factors.down)
-            of_x = of_x.view(*gradient.shape[:-1], -1)
+            of_x = of_x.view(*gradient.shape[:-1], of_x.shape[-1])
         return of_x, None, None, *trained_gate, None, *trained_up, None, *trained_down
 
 

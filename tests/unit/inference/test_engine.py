@@ -20,7 +20,7 @@ from radloop.errors import DataError
 from radloop.inference import Answer, Engine, Request
 from radloop.inference import engine as engine_module
 from radloop.inference import prefixes as prefixes_module
-from radloop.models import get_family, packing
+from radloop.models import encoding, get_family, packing
 from radloop.models.loading import Loaded
 from radloop.training import finetune
 from radloop.training.adapter import Adapter
@@ -186,7 +186,10 @@ def test_an_image_is_encoded_once_for_all_its_questions(
 ) -> None:
     encoded: list[Image.Image] = []
     encode = Loaded.encode
-    monkeypatch.setattr(Loaded, "encode", lambda self, images: encoded.extend(images) or encode(self, images))
+    monkeypatch.setattr(encoding, "_SMALL_TOKENS", 0)  # none is tried in company as well
+    monkeypatch.setattr(
+        Loaded, "encode", lambda self, images, *read: encoded.extend(images) or encode(self, images, *read)
+    )
     engine = Engine(adapter.base, adapter.folder)
     engine.answer(IMAGES, requests, LENGTH)
     assert len(encoded) == len(IMAGES)
@@ -207,7 +210,9 @@ def test_only_the_last_images_are_kept_when_memory_is_short(
         engine.answer_one(IMAGES[name], QUESTIONS[0])
     encoded: list[Image.Image] = []
     encode = Loaded.encode
-    monkeypatch.setattr(Loaded, "encode", lambda self, images: encoded.extend(images) or encode(self, images))
+    monkeypatch.setattr(
+        Loaded, "encode", lambda self, images, *read: encoded.extend(images) or encode(self, images, *read)
+    )
     engine.answer_one(IMAGES["image-0"], QUESTIONS[1])
     assert encoded == []
     engine.answer_one(IMAGES["image-1"], QUESTIONS[1])

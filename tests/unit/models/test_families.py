@@ -105,7 +105,7 @@ class Tuned:
                 [pair.answer for pair in of_images],
                 [[IMAGES[name].size for name in image_ids]] * len(of_images),
             )
-            groups += packing.groups(image_ids, tokens)
+            groups += packing.groups(image_ids, tokens, lengthen_heads=True)
         return groups
 
     def rows(self, pairs: Sequence[Pair]) -> list[Row]:

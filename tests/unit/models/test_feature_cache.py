@@ -30,7 +30,7 @@ from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.imaging import pixel_hash
 from radloop.errors import ConfigError
 from radloop.inference import Engine, Request
-from radloop.models import feature_store, get_family
+from radloop.models import encoding, feature_store, get_family
 from radloop.models.family import Features
 from radloop.models.feature_cache import FeatureCache, tunes_features
 from radloop.models.feature_store import FeatureStore
@@ -59,11 +59,13 @@ def loaded(base: ModelConfig) -> Loaded:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
-    """All images that a model has encoded since, but for those that were tried in a batch."""
-    monkeypatch.setattr(FeatureCache, "_tried", lambda *_: 1)
+    """All images that a model has encoded since, each alone."""
+    monkeypatch.setattr(encoding, "_SMALL_TOKENS", 0)
     found: list[Image.Image] = []
     encode = Loaded.encode
-    monkeypatch.setattr(Loaded, "encode", lambda self, images: found.extend(images) or encode(self, images))
+    monkeypatch.setattr(
+        Loaded, "encode", lambda self, images, *read: found.extend(images) or encode(self, images, *read)
+    )
     return found
 
 
@@ -102,7 +104,7 @@ def test_an_image_is_encoded_once_for_all_epochs_and_runs(
 def test_a_batch_gives_the_same_features(loaded: Loaded, tmp_path: Path, encoded: list[Image.Image]) -> None:
     for folder in (tmp_path, None):
         cache = FeatureCache(loaded, folder)
-        cache._batch_images = 2  # as on a GPU
+        cache._encode = loaded.encode  # as on a GPU
         ours = cache([*HASHES, HASHES[0]], [*IMAGES, IMAGES[0]].__getitem__)
         assert len(encoded) == 5
         encoded.clear()
@@ -111,14 +113,14 @@ def test_a_batch_gives_the_same_features(loaded: Loaded, tmp_path: Path, encoded
         encoded.clear()
 
 
-def encoding(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Features]], None]) -> list[int]:
+def spied(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Features]], None]) -> list[int]:
     """Change what models encode; return the sizes of the batches that they will."""
     sizes: list[int] = []
     encode = Loaded.encode
 
-    def changed(self: Loaded, images: Sequence[Image.Image]) -> list[Features]:
+    def changed(self: Loaded, images: Sequence[Image.Image], *read: Any) -> list[Features]:
         sizes.append(len(images))
-        found = encode(self, images)
+        found = encode(self, images, *read)
         change(found)
         return found
 
@@ -127,7 +129,7 @@ def encoding(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Features]],
 
 
 def depend_on_company(found: list[Features]) -> None:
-    if len(found) > 1:
+    if len(found) > 4:
         found[-1]["deepstack"].mul_(1 + 2e-7)
 
 
@@ -137,29 +139,35 @@ def grow(found: list[Features]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sizes"),
+    ("change", "trial", "later"),
     [
-        (lambda found: None, [1, 1, 1, 1, 1, 5, 5]),
-        (depend_on_company, [1, 1, 1, 1, 1, 5, 1, 1, 1, 1, 1]),
-        (grow, [1, 1, 1, 1, 1, 1]),
+        (lambda found: None, [1] * 5 + [5], [5]),
+        (depend_on_company, [1] * 5 + [5], [1] * 5),
+        (grow, [1] * 5, [1] * 5),
     ],
     ids=["small", "other in company", "large"],
 )
-def test_small_images_are_encoded_together_where_each_is_the_same_alone(
+def test_images_are_encoded_together_where_each_is_the_same_alone(
     loaded: Loaded,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[list[Features]], None],
-    sizes: list[int],
+    trial: list[int],
+    later: list[int],
 ) -> None:
-    found = encoding(monkeypatch, change)
+    sizes = spied(monkeypatch, change)
     cache = FeatureCache(loaded, None)
-    together = cache(HASHES, IMAGES.__getitem__)
-    assert found == sizes
-    alone = [FeatureCache(loaded, None)([HASHES[n]], lambda _, n=n: IMAGES[n])[0] for n in range(5)]
-    assert same(together, alone)
-    found.clear()
-    cache(HASHES[:2], IMAGES.__getitem__)  # not tried again
-    assert found == ([2] if sizes[-1] > 1 else [1, 1])
+    alone = [cache([HASHES[n]], lambda _, n=n: IMAGES[n])[0] for n in range(5)]
+    for expected in (trial, later):
+        sizes.clear()
+        assert same(cache(HASHES, IMAGES.__getitem__), alone)
+        assert sizes == expected
+    sizes.clear()
+    cache(HASHES[:2], IMAGES.__getitem__)  # fewer have to be tried by themselves
+    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
+    sizes.clear()
+    wide = [image(7), image(8, (48, 96))]
+    cache([pixel_hash(found) for found in wide], wide.__getitem__)  # so have others
+    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
 
 
 def test_data_are_asked_by_image_id_and_decoded_only_when_needed(

@@ -1,6 +1,5 @@
 """Packed questions are trained and answered exactly as if each had its own sequence."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,11 @@ from radloop.models.packing import (
     HEAD,
     PADDING,
     Batch,
-    Group,
     Head,
     Row,
     Tokens,
     block_mask,
     flex_mask,
-    lengthen_head,
 )
 from radloop.training.adapter import with_lora
 from radloop.training.losses import token_losses
@@ -81,19 +78,21 @@ def loss_and_gradients(loaded: Loaded, rows: list[Row]) -> tuple[torch.Tensor, t
     images=images_with_pairs(),
     limit=st.sampled_from([12, 40, 10_000]),
     row_tokens=st.sampled_from([1, 60, 200]),
-    arrange=st.sampled_from([lambda group: group, lengthen_head]),
+    lengthen_heads=st.booleans(),
 )
 def test_packed_rows_give_loss_and_gradients_of_plain_rows(
     loaded: Loaded,
     images: list[list[Tokens]],
     limit: int,
     row_tokens: int,
-    arrange: Callable[[Group], Group],
+    lengthen_heads: bool,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_MAX_TAIL_TOKENS", limit)
         packed = [
-            arrange(group) for n, pairs in enumerate(images) for group in packing.groups((str(n),), pairs)
+            group
+            for n, pairs in enumerate(images)
+            for group in packing.groups((str(n),), pairs, lengthen_heads=lengthen_heads)
         ]
     plain = [
         (group,)
@@ -118,7 +117,7 @@ def test_groups_hold_every_pair_once_and_stay_below_the_limit(images: list[list[
             assert sorted(numbers) == list(range(len(pairs)))
             for group in groups:
                 assert group.tails == tuple(pairs[number] for number in group.numbers)
-                assert len(group.tails) == 1 or sum(len(tail.tail) for tail in group.tails) <= limit
+                assert len(group.tails) == 1 or sum(len(tail.read) for tail in group.tails) <= limit
 
 
 @settings(max_examples=50, deadline=None)
@@ -139,7 +138,7 @@ def test_a_lengthened_head_has_all_that_tails_begin_with_but_what_predicts(
 ) -> None:
     for pairs in images:
         (group,) = packing.groups(("i",), pairs)
-        longer = lengthen_head(group)
+        (longer,) = packing.groups(("i",), pairs, lengthen_heads=True)
         assert [pair.ids for pair in longer.tails] == [pair.ids for pair in pairs]
         assert [pair.num_answer for pair in longer.tails] == [pair.num_answer for pair in pairs]
         assert all(pair.head == longer.head for pair in longer.tails)
@@ -155,11 +154,18 @@ def test_a_lengthened_head_has_all_that_tails_begin_with_but_what_predicts(
 
 def test_a_lengthened_head_counts_on_where_tails_began_on_every_axis() -> None:
     head = Head((1, IMAGE, IMAGE), ((0, 1, 1), (0, 1, 2)), 5)  # an image that takes more room than tokens
-    group = lengthen_head(
-        packing.groups(("i",), [Tokens(head, (7, 8, 9, 4), 1), Tokens(head, (7, 8, 5), 1)])[0]
-    )
+    pairs = [Tokens(head, (7, 8, 9, 4), 1), Tokens(head, (7, 8, 5), 1)]
+    (group,) = packing.groups(("i",), pairs, lengthen_heads=True)
     assert group.head == Head((1, IMAGE, IMAGE, 7), ((0, 1, 1, 5), (0, 1, 2, 5)), 6)
     assert [pair.tail for pair in group.tails] == [(8, 9, 4), (8, 5)]
+
+
+def test_a_long_wording_that_all_share_does_not_take_a_group_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_MAX_TAIL_TOKENS", 40)
+    pairs = [Tokens(Head.counted((1, IMAGE)), (*range(20), 30 + n, 4), 1) for n in range(9)]
+    assert len(packing.groups(("i",), pairs)) > 1
+    (group,) = packing.groups(("i",), pairs, lengthen_heads=True)
+    assert len(group) == 2 + 20 + 9
 
 
 def test_pairs_with_other_heads_get_groups_of_their_own() -> None:

@@ -16,7 +16,7 @@ from radloop.models.loading import Loaded
 from radloop.models.packing import Group, Head, Tokens
 from radloop.training import finetune
 from radloop.training.adapter import with_lora
-from radloop.training.batching import Batches, row_length, split_group, split_passes
+from radloop.training.batching import Batches, row_length, split_passes
 from radloop.training.examples import Examples, ImageSet
 from radloop.training.losses import Weighting, summed_loss, total_weight
 from tests.unit.tiny import prepared, save_base
@@ -80,11 +80,11 @@ def test_rows_are_shared_up_to_the_longest() -> None:
 def test_a_group_is_taken_apart_behind_its_head() -> None:
     head = Head.counted((IMAGE,) * 4)
     (group,) = packing.groups(("a",), [Tokens(head, (n, 9), 1) for n in range(5)])
-    parts = split_group(group, 6)
+    parts = packing.split_group(group, 6)
     assert [part.numbers for part in parts] == [(0, 1), (2, 3), (4,)]
     assert all(part.head is head and len(part) <= 6 for part in parts)
-    assert [part.numbers for part in split_group(group, 1)] == [(n,) for n in range(5)]
-    assert split_group(group, 9) == [group]
+    assert [part.numbers for part in packing.split_group(group, 1)] == [(n,) for n in range(5)]
+    assert packing.split_group(group, 9) == [group]
 
 
 @given(num_images=st.integers(1, 20), images_per_step=st.integers(1, 9), seed=st.integers(0, 2**31 - 1))
@@ -145,7 +145,7 @@ def loss_and_gradients(
 def test_loss_and_gradients_do_not_depend_on_passes_or_packing(
     loaded: Loaded, groups: list[Group], limit: int, weighting: Weighting
 ) -> None:
-    plain = [part for group in groups for part in split_group(group, 1)]
+    plain = [part for group in groups for part in packing.split_group(group, 1)]
     expected, expected_gradients = loss_and_gradients(loaded, plain, None, False, weighting)
     for arranged, share_rows in ((groups, True), (groups, False), (plain, True)):
         loss, gradients = loss_and_gradients(loaded, arranged, limit, share_rows, weighting)

@@ -17,8 +17,7 @@ from radloop import models, workspace
 from radloop.config import FinetuneConfig, ModelConfig, RunConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import ConfigError, ModelError
-from radloop.models import get_family
-from radloop.models.feature_cache import FeatureCache
+from radloop.models import encoding, get_family
 from radloop.models.llava import Llava
 from radloop.models.loading import Loaded
 from radloop.models.packing import Batch
@@ -259,14 +258,14 @@ def test_shortcuts_change_nothing_but_the_time(base: ModelConfig, settings: dict
 
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of images in each encoding, but for those that are tried in a batch."""
-    monkeypatch.setattr(FeatureCache, "_tried", lambda *_: 8)
+    """Numbers of images in each encoding."""
+    monkeypatch.setattr(encoding, "_SMALL_TOKENS", 0)
     counts: list[int] = []
     stock = Loaded.encode_in_graph  # which `encode` calls
 
-    def spy(loaded: Loaded, images: Sequence[Image.Image]) -> Any:
+    def spy(loaded: Loaded, images: Sequence[Image.Image], *read: Any) -> Any:
         counts.append(len(images))
-        return stock(loaded, images)
+        return stock(loaded, images, *read)
 
     monkeypatch.setattr(Loaded, "encode_in_graph", spy)
     return counts

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -78,7 +80,7 @@ def test_tokens_are_those_of_the_samples_and_of_an_epoch(base: ModelConfig) -> N
     )
     lengths = [len(pair) for pair in pairs]
     assert sorted(tokens.lengths) == sorted(lengths)
-    assert tokens.plain == sum(lengths)
+    assert tokens.plain == sum(lengths) - len(lengths)
     assert lengths[[row["id"] for row in rows].index(tokens.longest)] == max(lengths)
     assert tokens.image_share == pytest.approx(16 * len(rows) / sum(lengths))
     history: list[dict[str, float]] = []
@@ -112,6 +114,20 @@ def test_what_is_shown_with_a_loss_is_what_has_one(name: str, tmp_path: Path) ->
         assert [part.has_loss for part in tail] == [False, True]
         whole = "".join(part.text for part in tail)
         assert whole.replace(" ", "") == tokenizer.decode(list(pair.tail)).replace(" ", "")
+
+
+def test_a_head_that_ends_within_a_character_is_shown_up_to_it(tmp_path: Path) -> None:
+    get_family("qwen2_vl").tiny(tmp_path)  # of bytes
+    questions = ["左肺正常吗", "巧合吗", "巨大吗"]
+    assert len({question.encode()[:1] for question in questions}) == 1
+    data = prepared(1)
+    (row,) = data.samples.to_pylist()
+    rows = [row | {"id": text, "question": text, "prompt": text} for text in questions]
+    data = replace(data, samples=pa.Table.from_pylist(rows, schema=data.samples.schema))
+    found = setting(ModelConfig(family="qwen2_vl", base=str(tmp_path)), FinetuneConfig(), data)
+    head, *tails = read_row(found, found.batches.of(1).shares[0][0][0])
+    assert not head[-1].text.endswith("\ufffd")
+    assert all(text in tail[0].text for text, tail in zip(questions, tails, strict=True))
 
 
 def test_the_first_batch_is_shown_as_the_model_reads_it(base: ModelConfig) -> None:

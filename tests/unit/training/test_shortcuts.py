@@ -1,13 +1,16 @@
 """Computing less changes neither loss nor gradients."""
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer
 from PIL import Image
+from transformers.models.blt import modeling_blt
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 
@@ -15,9 +18,9 @@ from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.models import packing
 from radloop.models.loading import Loaded
-from radloop.training import adapter, fused, losses
+from radloop.training import adapter, fused, losses, merging
 from radloop.training.adapter import with_lora
-from radloop.training.fused import rms_norm, swiglu
+from radloop.training.fused import rms_norm, rotary, swiglu
 from radloop.training.fused.lora_linear import LoraLinear
 from radloop.training.fused.stock import is_copy
 from radloop.training.last_layer import only_at
@@ -105,15 +108,55 @@ def test_layers_are_fused_where_they_are_of_the_usual_kind(family: str, tmp_path
     assert {type(module).__name__ for module in decoder.modules() if "forward" in vars(module)} == expected
 
 
-def test_a_function_of_the_same_name_that_does_something_else_is_no_copy() -> None:
-    def apply_rotary_pos_emb(q: object, k: object, cos: object, sin: object) -> None:
-        """Rotates in pairs, as some models do."""
+@pytest.mark.parametrize(("module", "is_used"), [(modeling_mistral, True), (modeling_blt, False)])
+def test_a_rotation_is_replaced_only_by_one_that_does_the_same(module: ModuleType, is_used: bool) -> None:
+    """Blt's function is Llama's word for word, but calls another `rotate_half`, which rotates in pairs."""
+    assert is_copy(module.apply_rotary_pos_emb, modeling_llama.apply_rotary_pos_emb)
+    kind = module.MistralAttention if is_used else module.BltSelfAttention
+    assert (rotary._with_ours(kind) is not None) == is_used
+    q, k, cos, sin = (torch.randn(shape) for shape in ((1, 2, 3, 8), (1, 1, 3, 8), (1, 3, 8), (1, 3, 8)))
+    ours, stock = rotary._rotated(q, k, cos, sin), module.apply_rotary_pos_emb(q, k, cos, sin)
+    assert all(map(torch.allclose, ours, stock)) == is_used
 
-    llama, mistral = modeling_llama.apply_rotary_pos_emb, modeling_mistral.apply_rotary_pos_emb
-    assert mistral is not llama
-    assert is_copy(mistral, llama)
-    assert not is_copy(apply_rotary_pos_emb, llama)
-    assert not is_copy(None, llama)
+
+def test_other_functions_are_no_copies() -> None:
+    for other in (modeling_llama.rotate_half, None, len):
+        assert not is_copy(other, modeling_llama.apply_rotary_pos_emb)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_layers_with_an_adapter_take_part_in_the_check_of_a_merge(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tuned(base(family, tmp_path))
+    layers = {name for name, layer in loaded.model.named_modules() if isinstance(layer, LoraLayer)}
+    names = {layer: name for name, layer in loaded.model.named_modules()}
+    merged: set[str] = set()
+    stock = merging.merged_weight
+    monkeypatch.setattr(
+        merging, "merged_weight", lambda layer, dtype: merged.add(names[layer]) or stock(layer, dtype)
+    )
+    assert merging.verify_merge(loaded, merging.standard_probe(loaded)).agrees
+    assert merged == layers
+    rounded: set[str] = set()
+    with merging._rounded_once_more(loaded.model, torch.float32):
+        for layer in names:
+            if isinstance(layer, LoraLayer):
+                layer.register_forward_hook(lambda layer, *_: rounded.add(names[layer]))
+        gradients(loaded)
+    assert rounded == layers
+
+
+def test_an_mlp_without_its_adapter_is_a_stock_one(tmp_path: Path) -> None:
+    loaded = tuned(base("llava", tmp_path))
+    mlp = loaded.model.get_decoder().layers[0].mlp
+    x = torch.randn(2, 3, mlp.gate_proj.in_features)
+    expected = mlp(x).detach()
+    assert mlp(x[:, :0]).shape == (2, 0, x.shape[-1])
+    again = pickle.loads(pickle.dumps(mlp))  # noqa: S301 # what has just been written
+    torch.testing.assert_close(again(x), expected)
+    loaded.model.merge_and_unload()
+    torch.testing.assert_close(mlp(x), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_an_mlp_with_layers_that_are_not_plain_lora_goes_the_stock_way(
