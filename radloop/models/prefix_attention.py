@@ -22,7 +22,7 @@ from transformers.masking_utils import sdpa_mask
 from radloop.models.packing import HEAD, PADDING, Batch
 
 NAME = "radloop_prefix"  # of Transformers' attention implementations
-_SHORT = 15  # queries; fewer take the kernel as long
+_SHORT = 15  # queries: attentions of up to so many are one call, as they take the kernel alike
 _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -77,6 +77,10 @@ class Layout:
     tail_places: torch.Tensor
     of_tails: torch.Tensor
     of_keys: torch.Tensor
+
+
+# Parts, and for each token its place among their queries and among their keys.
+_Parts = tuple[tuple[Part, ...], torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -144,9 +148,6 @@ def _runs(groups: torch.Tensor, segments: torch.Tensor) -> Iterator[tuple[int, r
     for start, end, segment in zip(edges, edges[1:], tokens[2, edges[:-1]].tolist(), strict=False):
         if segment != PADDING:
             yield segment, range(start, end)
-
-
-_Parts = tuple[tuple[Part, ...], torch.Tensor, torch.Tensor]
 
 
 def _parts(attentions: Sequence[_Attention], shape: Sequence[int], is_causal: bool = True) -> _Parts:

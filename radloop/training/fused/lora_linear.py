@@ -10,22 +10,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 
-def _has_hooks(module: Any) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 class Factors(NamedTuple):
-    """Of `x W^T + b + s (x A^T) B^T`, where W and b are frozen."""
+    """Of `x W^T + bias + s (x A^T) B^T`, where W and the bias are frozen."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
-    down: torch.Tensor  # A
-    up: torch.Tensor  # B
+    a: torch.Tensor
+    b: torch.Tensor
     scale: float
 
 
@@ -54,13 +45,13 @@ class LoraLinear(Linear):
         if adapter is None or autocasts(x.device.type) or "forward" in vars(self) or _has_hooks(self):
             return None
         base: Any = self.base_layer
-        down: Any = self.lora_A[adapter].weight
-        up: Any = self.lora_B[adapter].weight
-        if isinstance(down, DTensor) or not x.dtype == base.weight.dtype == down.dtype:
+        a: Any = self.lora_A[adapter].weight
+        b: Any = self.lora_B[adapter].weight
+        if isinstance(a, DTensor) or not x.dtype == base.weight.dtype == a.dtype:
             return None
         if base.weight.requires_grad:
             return None
-        return Factors(base.weight, base.bias, down, up, self.scaling[adapter])
+        return Factors(base.weight, base.bias, a, b, self.scaling[adapter])
 
     def _only_adapter(self) -> str | None:
         """Return the adapter in use, if there is one and it is plain LoRA without dropout."""
@@ -71,6 +62,15 @@ class LoraLinear(Linear):
         return name if is_plain and isinstance(self.lora_dropout[name], nn.Identity) else None
 
 
+def _has_hooks(module: Any) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 def autocasts(device_type: str) -> bool:
     """Tell whether autocast is on for devices of this type."""
     # The meta device, on which memory is estimated, has no autocast to be asked about.
@@ -78,17 +78,17 @@ def autocasts(device_type: str) -> bool:
 
 
 def product(x: torch.Tensor, factors: Factors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the product of rows, and their low-rank form, which `gradients` needs again."""
+    """Return the product of rows, and `s x A^T`, which `gradients` needs again."""
     out = nn.functional.linear(x, factors.weight, factors.bias)
-    low = nn.functional.linear(x, factors.down).mul_(factors.scale)
-    return out.addmm_(low, factors.up.t()), low
+    low = nn.functional.linear(x, factors.a).mul_(factors.scale)
+    return out.addmm_(low, factors.b.t()), low
 
 
 def gradients(
     of_out: torch.Tensor, x: torch.Tensor, low: torch.Tensor, factors: Factors
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of the low-rank form before it was scaled, and of A and B."""
-    of_low = (of_out @ factors.up).mul_(factors.scale)
+    """Return the gradients of `x A^T`, of A and of B, given that of the product."""
+    of_low = (of_out @ factors.b).mul_(factors.scale)
     return of_low, of_low.t() @ x, of_out.t() @ low
 
 
@@ -101,23 +101,23 @@ class _Product(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        out, low = product(rows, Factors(weight, bias, down, up, scale))
-        ctx.save_for_backward(rows, weight, down, up, low)
+        out, low = product(rows, Factors(weight, bias, a, b, scale))
+        ctx.save_for_backward(rows, weight, a, b, low)
         ctx.scale = scale
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, weight, down, up, low = ctx.saved_tensors
+        rows, weight, a, b, low = ctx.saved_tensors
         of_out = gradient.reshape(-1, gradient.shape[-1])
-        of_low, of_down, of_up = gradients(of_out, rows, low, Factors(weight, None, down, up, ctx.scale))
+        of_low, of_a, of_b = gradients(of_out, rows, low, Factors(weight, None, a, b, ctx.scale))
         if not ctx.needs_input_grad[0]:  # the first layer reads what nothing is trained before
-            return None, None, None, of_down, of_up, None
-        of_x = (of_out @ weight).addmm_(of_low, down)
-        return of_x.view(*gradient.shape[:-1], of_x.shape[-1]), None, None, of_down, of_up, None
+            return None, None, None, of_a, of_b, None
+        of_x = (of_out @ weight).addmm_(of_low, a)
+        return of_x.view(*gradient.shape[:-1], of_x.shape[-1]), None, None, of_a, of_b, None

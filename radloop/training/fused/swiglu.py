@@ -5,7 +5,6 @@ Source: Shazeer, GLU Variants Improve Transformer, 2020, arXiv:2002.05202.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -30,13 +29,9 @@ def fuse_mlps(decoder: Any) -> None:
             module.forward = MethodType(forward, module)
 
 
-def _layers(module: Any) -> tuple[Any, Any, Any]:
-    return module.gate_proj, module.up_proj, module.down_proj
-
-
 def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     """Replace that of a stock MLP; of its name, so that a pickled MLP is a stock one."""
-    gate, up, down = map(_biasless(x), _layers(module))
+    gate, up, down = (_factors_of(layer, x) for layer in (module.gate_proj, module.up_proj, module.down_proj))
     if gate is None or up is None or down is None:
         found: torch.Tensor = type(module).forward(module, x)
         return found
@@ -45,16 +40,14 @@ def forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     return fused
 
 
-def _biasless(x: torch.Tensor) -> Callable[[nn.Module], Factors | None]:
-    def factors(layer: nn.Module) -> Factors | None:
-        found = layer.factors(x) if isinstance(layer, LoraLinear) else None
-        return None if found is None or found.bias is not None else found
-
-    return factors
+def _factors_of(layer: nn.Module, x: torch.Tensor) -> Factors | None:
+    """Return those of a layer that is plain LoRA without a bias; else None."""
+    found = layer.factors(x) if isinstance(layer, LoraLinear) else None
+    return None if found is None or found.bias is not None else found
 
 
 def _tensors(factors: Factors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return factors.weight, factors.down, factors.up
+    return factors.weight, factors.a, factors.b
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -76,24 +69,24 @@ class _SwiGlu(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, gate, up, hidden, low_gate, low_up, low_down, *tensors = ctx.saved_tensors
-        gate_factors, up_factors, down_factors = _factors(tensors, ctx.scales)
-        of_out = gradient.reshape(-1, gradient.shape[-1])
-        of_low, *trained_down = gradients(of_out, hidden, low_down, down_factors)
-        of_hidden = (of_out @ down_factors.weight).addmm_(of_low, down_factors.down)
-        of_up = nn.functional.silu(gate).mul_(of_hidden)
-        of_hidden.mul_(up)
-        of_gate = _silu_backward(of_hidden, gate, grad_input=of_hidden)  # element by element: in place
-        of_low_gate, *trained_gate = gradients(of_gate, rows, low_gate, gate_factors)
-        of_low_up, *trained_up = gradients(of_up, rows, low_up, up_factors)
-        of_x = None
+        of_gate, of_up, of_down = _factors(tensors, ctx.scales)
+        d_out = gradient.reshape(-1, gradient.shape[-1])
+        d_low, *d_down = gradients(d_out, hidden, low_down, of_down)
+        d_hidden = (d_out @ of_down.weight).addmm_(d_low, of_down.a)
+        d_up = nn.functional.silu(gate).mul_(d_hidden)
+        d_hidden.mul_(up)
+        d_gate = _silu_backward(d_hidden, gate, grad_input=d_hidden)  # element by element: in place
+        d_low_gate, *d_gate_factors = gradients(d_gate, rows, low_gate, of_gate)
+        d_low_up, *d_up_factors = gradients(d_up, rows, low_up, of_up)
+        d_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (of_gate @ gate_factors.weight).addmm_(of_low_gate, gate_factors.down)
-            of_x.addmm_(of_up, up_factors.weight).addmm_(of_low_up, up_factors.down)
-            of_x = of_x.view(*gradient.shape[:-1], of_x.shape[-1])
-        return of_x, None, None, *trained_gate, None, *trained_up, None, *trained_down
+            d_x = (d_gate @ of_gate.weight).addmm_(d_low_gate, of_gate.a)
+            d_x.addmm_(d_up, of_up.weight).addmm_(d_low_up, of_up.a)
+            d_x = d_x.view(*gradient.shape[:-1], d_x.shape[-1])
+        return d_x, None, None, *d_gate_factors, None, *d_up_factors, None, *d_down
 
 
 def _factors(tensors: Any, scales: tuple[float, ...]) -> list[Factors]:
     """Undo `_tensors` of several layers."""
     of_layers = zip(tensors[::3], tensors[1::3], tensors[2::3], scales, strict=True)
-    return [Factors(weight, None, down, up, scale) for weight, down, up, scale in of_layers]
+    return [Factors(weight, None, a, b, scale) for weight, a, b, scale in of_layers]
