@@ -16,7 +16,7 @@ def freed_memory_kept() -> Iterator[None]:
     """Let this process keep what it frees in this block, where its C library is glibc.
 
     It would hand memory back to the system during each backward pass and be given zeroed pages for it in
-    the next forward pass, which takes a twentieth of a small model's step. Afterwards what is free goes back.
+    the next forward pass, which takes time. Afterwards what is free goes back.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

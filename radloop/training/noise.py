@@ -54,8 +54,8 @@ def _lengths(row: Row) -> torch.Tensor:
     """Return for each token of a row the length of its pair; for a head the mean over its pairs."""
     lengths: list[float] = []
     for group in row:
-        tails = [len(pair.read) for pair in group.tails]
-        lengths += [len(group.head) + sum(tails) / len(tails)] * len(group.head)
-        for tail in tails:
-            lengths += [len(group.head) + tail] * tail
+        of_pairs = [*map(len, group.tails)]
+        lengths += [sum(of_pairs) / len(of_pairs)] * len(group.head)
+        for pair, length in zip(group.tails, of_pairs, strict=True):
+            lengths += [length] * len(pair.read)
     return torch.tensor(lengths)

@@ -24,8 +24,8 @@ class LoraLinear(Linear):
     """PEFT's own layer, which it stays in all but the speed of what is the usual case in full precision.
 
     PEFT multiplies the low-rank part by the scale and adds it in tensors of their own, forward and
-    backward. On a CPU, whose memory is slow, that takes a quarter of a step. Here both are part of the
-    matrix products; the result differs in the last digits.
+    backward, which takes time on a CPU, whose memory is slow. Here both are part of the matrix products;
+    the result differs in the last digits.
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

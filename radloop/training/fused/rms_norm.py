@@ -6,25 +6,18 @@ from types import MethodType
 from typing import Any
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-# Of Transformers, all the same code under names of their own. Gemma's multiplies by 1 + weight.
-_STOCK = {
-    "LlamaRMSNorm",
-    "MistralRMSNorm",
-    "MllamaTextRMSNorm",
-    "Qwen2VLRMSNorm",
-    "Qwen2_5_VLRMSNorm",
-    "Qwen3VLTextRMSNorm",
-}
+from radloop.training.fused.stock import is_copy
 
 
-def fuse_norms(model: Any) -> None:
-    """Let the frozen RMS norms of a model compute in full precision with fewer tensors of their own.
+def fuse_norms(decoder: Any) -> None:
+    """Let the frozen RMS norms of a language model compute in full precision with fewer tensors of their own.
 
-    The result differs in the last digits. Weights and names stay as they are.
+    Gemma's, which multiplies by 1 + weight, stays as it is.
     """
-    for module in model.modules():
-        if type(module).__name__ in _STOCK:
+    for module in decoder.modules():
+        if is_copy(type(module).forward, LlamaRMSNorm.forward) and "forward" not in vars(module):
             module.forward = MethodType(forward, module)
 
 

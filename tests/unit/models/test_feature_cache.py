@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -111,63 +110,6 @@ def test_a_batch_gives_the_same_features(loaded: Loaded, tmp_path: Path, encoded
         for found, expected in zip(ours, loaded.encode([*IMAGES, IMAGES[0]]), strict=True):
             assert all(torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-5) for name in expected)
         encoded.clear()
-
-
-def spied(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Features]], None]) -> list[int]:
-    """Change what models encode; return the sizes of the batches that they will."""
-    sizes: list[int] = []
-    encode = Loaded.encode
-
-    def changed(self: Loaded, images: Sequence[Image.Image], *read: Any) -> list[Features]:
-        sizes.append(len(images))
-        found = encode(self, images, *read)
-        change(found)
-        return found
-
-    monkeypatch.setattr(Loaded, "encode", changed)
-    return sizes
-
-
-def depend_on_company(found: list[Features]) -> None:
-    if len(found) > 4:
-        found[-1]["deepstack"].mul_(1 + 2e-7)
-
-
-def grow(found: list[Features]) -> None:
-    for features in found:
-        features["image"] = features["image"].repeat(100, 1)
-
-
-@pytest.mark.parametrize(
-    ("change", "trial", "later"),
-    [
-        (lambda found: None, [1] * 5 + [5], [5]),
-        (depend_on_company, [1] * 5 + [5], [1] * 5),
-        (grow, [1] * 5, [1] * 5),
-    ],
-    ids=["small", "other in company", "large"],
-)
-def test_images_are_encoded_together_where_each_is_the_same_alone(
-    loaded: Loaded,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[list[Features]], None],
-    trial: list[int],
-    later: list[int],
-) -> None:
-    sizes = spied(monkeypatch, change)
-    cache = FeatureCache(loaded, None)
-    alone = [cache([HASHES[n]], lambda _, n=n: IMAGES[n])[0] for n in range(5)]
-    for expected in (trial, later):
-        sizes.clear()
-        assert same(cache(HASHES, IMAGES.__getitem__), alone)
-        assert sizes == expected
-    sizes.clear()
-    cache(HASHES[:2], IMAGES.__getitem__)  # fewer have to be tried by themselves
-    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
-    sizes.clear()
-    wide = [image(7), image(8, (48, 96))]
-    cache([pixel_hash(found) for found in wide], wide.__getitem__)  # so have others
-    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
 
 
 def test_data_are_asked_by_image_id_and_decoded_only_when_needed(

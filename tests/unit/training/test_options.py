@@ -153,7 +153,7 @@ def test_noise_is_of_the_papers_size_however_pairs_are_packed(base: ModelConfig)
         for group in row:
             at += len(group.head)
             for tail in group.tails:
-                largest = 5 / ((len(group.head) + len(tail.read)) * clean.shape[-1]) ** 0.5
+                largest = 5 / (len(tail) * clean.shape[-1]) ** 0.5
                 assert (found[at : at + len(tail.read)] <= largest * 1.001).all()
                 assert (found[at : at + len(tail.read)] > 0.7 * largest).all()
                 at += len(tail.read)
@@ -184,7 +184,7 @@ def test_noise_fits_a_family_that_takes_rows_apart(tmp_path: Path) -> None:
     for group, found in zip(laid, added, strict=True):
         at = len(group.head)
         for tail in group.tails:
-            largest = 5 / ((len(group.head) + len(tail.read)) * embeddings.embedding_dim) ** 0.5
+            largest = 5 / (len(tail) * embeddings.embedding_dim) ** 0.5
             assert (found[at : at + len(tail.read)] <= largest * 1.001).all()
             assert (found[at : at + len(tail.read)] > 0.6 * largest).all()
             at += len(tail.read)

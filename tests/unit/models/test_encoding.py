@@ -1,0 +1,82 @@
+"""Small images share a batch on a CPU only where each comes out as it does alone, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from radloop import models
+from radloop.config import ModelConfig
+from radloop.models import get_family
+from radloop.models.encoding import Encoder
+from radloop.models.family import Features
+from radloop.models.loading import Loaded
+from tests.unit.models.test_feature_cache import IMAGES, same
+from tests.unit.tiny import image
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    folder: Path = tmp_path_factory.mktemp("bases") / "qwen3_vl"
+    get_family("qwen3_vl").tiny(folder)  # keeps two tensors of an image
+    return models.load(ModelConfig(family="qwen3_vl", base=str(folder)))
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Features]], None]) -> list[int]:
+    """Change what models encode; return the sizes of the batches that they will."""
+    sizes: list[int] = []
+    encode = Loaded.encode
+
+    def changed(self: Loaded, images: Sequence[Image.Image], *read: Any) -> list[Features]:
+        sizes.append(len(images))
+        found = encode(self, images, *read)
+        change(found)
+        return found
+
+    monkeypatch.setattr(Loaded, "encode", changed)
+    return sizes
+
+
+def depend_on_company(found: list[Features]) -> None:
+    if len(found) > 4:
+        found[-1]["deepstack"].mul_(1 + 2e-7)
+
+
+def grow(found: list[Features]) -> None:
+    for features in found:
+        features["image"] = features["image"].repeat(100, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "trial", "later"),
+    [
+        (lambda found: None, [1] * 5 + [5], [5]),
+        (depend_on_company, [1] * 5 + [5], [1] * 5),
+        (grow, [1] * 5, [1] * 5),
+    ],
+    ids=["small", "other in company", "large"],
+)
+def test_images_are_encoded_together_where_each_is_the_same_alone(
+    loaded: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[list[Features]], None],
+    trial: list[int],
+    later: list[int],
+) -> None:
+    sizes = spied(monkeypatch, change)
+    encode = Encoder(loaded)
+    alone = [encode([found])[0] for found in IMAGES]
+    for expected in (trial, later):
+        sizes.clear()
+        assert same(encode(IMAGES), alone)
+        assert sizes == expected
+    sizes.clear()
+    encode(IMAGES[:2])  # fewer have to be tried by themselves
+    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
+    sizes.clear()
+    encode([image(7), image(8, (48, 96))])  # so have others
+    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
