@@ -106,7 +106,7 @@ def test_a_killed_process_ends_them_all_and_the_next_start_goes_on(
     (tmp_path / "sitecustomize.py").write_text(KILLED)
     with monkeypatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-        with pytest.raises(TrainingError, match=r"process 1 of the launched ones was killed by signal 9; .*goes"):
+        with pytest.raises(TrainingError, match=r"process 1 of .* was killed by signal 9; .*goes on"):
             finetune(DATA, base, config, seed=0, on_step=lambda facts: steps.append(int(facts["step"])))
     assert not any("RANK" in child.environ() for child in psutil.Process().children(recursive=True))
     assert steps[:3] == [1, 2, 3]
