@@ -128,12 +128,12 @@ def write_mllama(folder: Path) -> None:
     get_family("mllama").tiny(folder)  # for its tokenizer and template
     processor = get_family("mllama").load_processor(folder)
     processor.image_processor.size = {"height": 48, "width": 48}  # phantoms fill four tiles
-    depth, width = 8, 160
+    depth, width = 8, 320
     vision = MllamaVisionConfig(
         hidden_size=width,
         num_hidden_layers=depth,
         num_global_layers=2,
-        attention_heads=4,
+        attention_heads=8,
         intermediate_size=4 * width,
         intermediate_layers_indices=[1, 2, 4, 5, 7],
         vision_output_dim=6 * width,
@@ -142,11 +142,11 @@ def write_mllama(folder: Path) -> None:
     )
     text = MllamaTextConfig(
         vocab_size=len(processor.tokenizer) - 1,
-        hidden_size=256,
+        hidden_size=512,
         num_hidden_layers=5,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        intermediate_size=1024,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        intermediate_size=1792,
         max_position_embeddings=1024,
         cross_attention_layers=[3],
         **token_ids(processor.tokenizer),

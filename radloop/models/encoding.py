@@ -10,7 +10,7 @@ from PIL import Image
 from radloop.models.family import Features, Inputs
 from radloop.models.loading import Loaded
 
-_SMALL_TOKENS = 128  # an image of more of them keeps the cores of a CPU busy by itself
+_BUSY = 300_000  # numbers of features: a batch with more of them is no faster on a CPU than its images alone
 
 
 class Encoder:
@@ -23,21 +23,29 @@ class Encoder:
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
+        self._most: int | None = None  # images in one batch; known after the first ones
         self._are_same: dict[Hashable, bool] = {}  # by the shapes of the images
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Features]:
         """Return the features of a few RGB images; see `Loaded.encode`."""
-        loaded = self._loaded
-        inputs = loaded.read(images)
+        inputs = self._loaded.read(images)
         if len(images) == 1 or torch.cuda.is_available():
-            return loaded.encode(images, inputs)
+            return self._loaded.encode(images, inputs)
+        if self._most is None:
+            found = self._alone(images, inputs)
+            self._most = max(1, _BUSY // max(map(_size, found)))
+            return found
+        starts = range(0, len(images), self._most)
+        parts = [slice(start, start + self._most) for start in starts]
+        return [features for part in parts for features in self._together(images[part], inputs[part])]
+
+    def _together(self, images: Sequence[Image.Image], inputs: Sequence[Inputs]) -> list[Features]:
         shapes = tuple(map(_shape, inputs))
-        if self._are_same.get(shapes):
-            return loaded.encode(images, inputs)
+        if len(images) == 1 or self._are_same.get(shapes):
+            return self._loaded.encode(images, inputs)
         alone = self._alone(images, inputs)
         if shapes not in self._are_same:
-            is_small = all(_is_small(tensor) for tensor in alone[0].values())
-            self._are_same[shapes] = is_small and _equal(loaded.encode(images, inputs), alone)
+            self._are_same[shapes] = _equal(self._loaded.encode(images, inputs), alone)
         return alone
 
     def _alone(self, images: Sequence[Image.Image], inputs: Sequence[Inputs]) -> list[Features]:
@@ -53,12 +61,14 @@ def _shape(inputs: Inputs) -> Hashable:
     )
 
 
-def _is_small(features: torch.Tensor) -> bool:
-    # A simulation has shapes only, and nothing to compare.
-    return not features.is_meta and features.shape[:-1].numel() <= _SMALL_TOKENS
+def _size(features: Features) -> int:
+    return sum(tensor.numel() for tensor in features.values())
 
 
 def _equal(ours: Sequence[Features], others: Sequence[Features]) -> bool:
+    # A simulation has shapes only, and nothing to compare.
     return all(
-        torch.equal(one[name], other[name]) for one, other in zip(ours, others, strict=True) for name in other
+        not one[name].is_meta and torch.equal(one[name], other[name])
+        for one, other in zip(ours, others, strict=True)
+        for name in other
     )

@@ -70,6 +70,7 @@ class FeatureStore:
         self._own: tuple[FileIO, FileIO] | None = None
         self._parts: dict[Path, _Part] = {}
         self._places: dict[bytes, bytes] = {}
+        self._right: set[bytes] = set()  # places whose checksum was found right
         self._lock = _lock(folder, settings)
         with _turn(folder.parent):
             self._make_room(0)
@@ -129,10 +130,12 @@ class FeatureStore:
         """Return an entry if it is there and undamaged."""
         if pixel_hash not in self._places:
             return None
-        number, offset, length, checksum = _PLACE.unpack(self._places[pixel_hash])
+        place = self._places[pixel_hash]
+        number, offset, length, checksum = _PLACE.unpack(place)
         with suppress(OSError, ValueError):  # deleted, or cut short
             entry = _map(list(self._parts)[number].with_suffix(".data"), offset, length)
-            if zlib.crc32(entry.numpy().data) == checksum:
+            if place in self._right or zlib.crc32(entry.numpy().data) == checksum:
+                self._right.add(place)
                 return _unpack(entry)
         del self._places[pixel_hash]
         return None

@@ -250,10 +250,13 @@ class _Images:
         if not features:
             channels = model.config.text_config.hidden_size
             return torch.zeros(len(self.exists), 1, channels, device=model.device, dtype=model.dtype)
-        images = torch.stack([item["image"] for item in features])
-        states = images.new_zeros(*self.exists.shape, *images.shape[1:])
-        states[self.exists] = images
-        return torch.nn.functional.pad(states.flatten(1, 2), (0, 0, 1, 0))
+        of_image = iter(features)
+        first = features[0]["image"]
+        zero, nothing = first.new_zeros(1, first.shape[1]), torch.zeros_like(first)
+        pieces = []
+        for row in self.exists.tolist():
+            pieces += [zero, *(next(of_image)["image"] if exists else nothing for exists in row)]
+        return torch.cat(pieces).view(len(self.exists), -1, first.shape[1])
 
     def shown_to(self, new: Batch, num_seen: int) -> torch.Tensor:
         """Return which images `new` tokens, the last of `num_seen`, may look at.

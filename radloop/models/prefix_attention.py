@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from radloop.models.grouped_attention import grouped_attention
 from radloop.models.packing import HEAD, PADDING, Batch
 
 NAME = "radloop_prefix"  # of Transformers' attention implementations
@@ -205,11 +205,9 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """As Transformers wants it; where the model was not called with `layouts`, the stock way."""
     if layouts is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return grouped_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     config: Any = module.config
     is_last = module.layer_idx == config.num_hidden_layers - 1
-    repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     # Autocast leaves queries and keys in full precision, as rotation makes them.
     tokens = [tensor.to(value.dtype).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
     out: torch.Tensor = _PrefixAttention.apply(*tokens, layouts.last if is_last else layouts.others, scaling)
@@ -229,7 +227,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 class _PrefixAttention(torch.autograd.Function):
-    """Attention of tokens of shape (rows * tokens, heads, width); its result has the same shape."""
+    """Attention of tokens of shape (rows * tokens, heads, width); its result has the shape of the queries.
+
+    Keys and values may have fewer heads, each for several of the queries'.
+    """
 
     @staticmethod
     def forward(

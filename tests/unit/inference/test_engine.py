@@ -186,7 +186,7 @@ def test_an_image_is_encoded_once_for_all_its_questions(
 ) -> None:
     encoded: list[Image.Image] = []
     encode = Loaded.encode
-    monkeypatch.setattr(encoding, "_SMALL_TOKENS", 0)  # none is tried in company as well
+    monkeypatch.setattr(encoding, "_BUSY", 0)  # none is tried in company as well
     monkeypatch.setattr(
         Loaded, "encode", lambda self, images, *read: encoded.extend(images) or encode(self, images, *read)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ def depend_on_company(found: list[Features]) -> None:
         found[-1]["deepstack"].mul_(1 + 2e-7)
 
 
-def grow(found: list[Features]) -> None:
+def grow(times: int, found: list[Features]) -> None:
     for features in found:
-        features["image"] = features["image"].repeat(100, 1)
+        features["image"] = features["image"].repeat(times, 1)
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,10 @@ def grow(found: list[Features]) -> None:
     [
         (lambda found: None, [1] * 5 + [5], [5]),
         (depend_on_company, [1] * 5 + [5], [1] * 5),
-        (grow, [1] * 5, [1] * 5),
+        (partial(grow, 200), [1, 1, 2, 2, 1], [2, 2, 1]),
+        (partial(grow, 500), [1] * 5, [1] * 5),
     ],
-    ids=["small", "other in company", "large"],
+    ids=["small", "other in company", "larger", "large"],
 )
 def test_images_are_encoded_together_where_each_is_the_same_alone(
     loaded: Loaded,
@@ -70,13 +72,23 @@ def test_images_are_encoded_together_where_each_is_the_same_alone(
     sizes = spied(monkeypatch, change)
     encode = Encoder(loaded)
     alone = [encode([found])[0] for found in IMAGES]
-    for expected in (trial, later):
+    for expected in ([1] * 5, trial, later):
         sizes.clear()
         assert same(encode(IMAGES), alone)
         assert sizes == expected
+
+
+def test_company_of_other_number_or_shape_is_tried_by_itself(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = spied(monkeypatch, lambda found: None)
+    encode = Encoder(loaded)
+    others = [image(7), image(8, (48, 96))]
+    for shown in (IMAGES, IMAGES, IMAGES[:2], others):
+        sizes.clear()
+        encode(shown)
+    assert sizes == [1, 1, 2]
     sizes.clear()
-    encode(IMAGES[:2])  # fewer have to be tried by themselves
-    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
-    sizes.clear()
-    encode([image(7), image(8, (48, 96))])  # so have others
-    assert sizes == ([1, 1] if later == trial else [1, 1, 2])
+    encode(IMAGES[:2])
+    encode(others[:1])
+    assert sizes == [2, 1]

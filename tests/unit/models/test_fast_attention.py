@@ -72,17 +72,20 @@ def test_where_the_trial_fails_all_stays_as_it_was(
     assert "no FlexAttention here (no compiler), sdpa is used" in caplog.text
 
 
-def test_a_family_with_dense_masks_keeps_the_stock_attention(
+def test_a_family_with_dense_masks_has_no_copies_of_keys_on_a_cpu_and_stays_stock_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense = {name for name in REGISTRY if not get_family(name).flex}
     assert dense == {"blip", "gemma3", "mllama"}
     get_family("mllama").tiny(tmp_path)
     mllama = models.load(ModelConfig(family="mllama", base=str(tmp_path)))
-    pretend_gpu(monkeypatch)
-    monkeypatch.setattr(fast_attention, "_try_out", lambda *arguments: None)
-    use_fast_attention(mllama.family, mllama.model, mllama.device)
+    with monkeypatch.context() as patch:
+        patch.setattr(fast_attention, "_try_out", lambda *arguments: None)
+        pretend_gpu(patch)
+        use_fast_attention(mllama.family, mllama.model, mllama.device)
     assert kinds(mllama) == ("sdpa", "sdpa")
+    use_fast_attention(mllama.family, mllama.model, mllama.device)
+    assert kinds(mllama) == ("radloop_grouped", "sdpa")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -59,7 +59,7 @@ def loaded(base: ModelConfig) -> Loaded:
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
     """All images that a model has encoded since, each alone."""
-    monkeypatch.setattr(encoding, "_SMALL_TOKENS", 0)
+    monkeypatch.setattr(encoding, "_BUSY", 0)
     found: list[Image.Image] = []
     encode = Loaded.encode
     monkeypatch.setattr(

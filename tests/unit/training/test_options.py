@@ -259,7 +259,7 @@ def test_shortcuts_change_nothing_but_the_time(base: ModelConfig, settings: dict
 @pytest.fixture
 def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of images in each encoding."""
-    monkeypatch.setattr(encoding, "_SMALL_TOKENS", 0)
+    monkeypatch.setattr(encoding, "_BUSY", 0)
     counts: list[int] = []
     stock = Loaded.encode_in_graph  # which `encode` calls
 
