@@ -118,12 +118,13 @@ def write_llava_100m(folder: Path) -> None:
 
 
 def write_mllama(folder: Path) -> None:
-    """Write a random model of Llama-3.2-Vision's shape: the tower sees 4 tiles and costs most.
+    """Write a random model of Llama-3.2-Vision's shape and 33 M parameters: the tower sees 4 tiles.
 
     An image of four tiles with its caption, 50 tokens in all, costs the published model 6.7 times as many
     FLOPs in the tower, which runs forward only, as in the language model, forward and backward with LoRA
-    layers of rank 16 (5.9 times with 60 tokens, 7.8 with 40). Here it is 6.8 times, with the 37 tokens that a
-    question about a phantom has. So of five epochs a cache can make no more than 3.3 times as many a second.
+    layers of rank 16 (5.9 times with 60 tokens, 7.8 with 40). Here it is 6.7 times as well, with the 37
+    tokens that a question about a phantom has. So of five epochs a cache can make no more than 3.3 times as
+    many a second. It is wide enough for matrix products to take the time, not the calls around them.
     """
     get_family("mllama").tiny(folder)  # for its tokenizer and template
     processor = get_family("mllama").load_processor(folder)

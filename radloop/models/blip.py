@@ -51,7 +51,7 @@ class Blip(Family):
     }
     upstream = frozenset({"vision"})
     kept_exact = ("cls", "vision_model")
-    attention = "eager"  # has no other; takes 4-D masks as numbers to add
+    attention = packed_attention = "eager"  # has no other; takes 4-D masks as numbers to add
     flex = False
 
     def require_template(self, processor: Any) -> None:

@@ -55,6 +55,7 @@ class Family(ABC):
         precisions: In which the base may be loaded, see `radloop.config.Precision`.
         kept_exact: Module names (parts of them) that 4 and 8 bit leave alone.
         attention: Transformers' implementation to load it with; must take the 4-D masks of shared prefixes.
+        packed_attention: The one to train it with on a CPU.
         flex: Whether it may be trained with FlexAttention, which drops or misreads dense masks: only if
             `mask` is the one mask of its language model.
         inputs: Names of the processor's image tensors that the model reads.
@@ -67,6 +68,7 @@ class Family(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16", "int8", "nf4")
     kept_exact: ClassVar[tuple[str, ...]] = ("lm_head",)
     attention: ClassVar[str] = "sdpa"
+    packed_attention: ClassVar[str] = prefix_attention.NAME
     flex: ClassVar[bool] = True
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     geometry: ClassVar[tuple[str, ...]] = ()

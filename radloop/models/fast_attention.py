@@ -9,7 +9,6 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from radloop.models import grouped_attention, prefix_attention
 from radloop.models.family import Family
 
 logger = logging.getLogger(__name__)
@@ -18,8 +17,8 @@ logger = logging.getLogger(__name__)
 def use_fast_attention(family: Family, model: Any, device: torch.device) -> None:
     """Give the language model the attention that packed rows are fastest with, if its family may use it.
 
-    That is `prefix_attention` on a CPU, `grouped_attention` where masks are dense, and FlexAttention on a
-    GPU where a trial of it goes well. Those that skip have no dropout.
+    That is its `packed_attention` on a CPU, and FlexAttention on a GPU where a trial of it goes well.
+    Neither has dropout.
 
     Args:
         family: Of the model.
@@ -27,13 +26,13 @@ def use_fast_attention(family: Family, model: Any, device: torch.device) -> None
         device: That it is on.
     """
     config = model.config.get_text_config()
-    is_stock = family.attention != "sdpa" or getattr(config, "attention_dropout", None)
-    if is_stock or (torch.cuda.is_available() and not family.flex):
+    has_dropout = any(getattr(config, name, None) for name in ("attention_dropout", "dropout"))
+    if has_dropout or (torch.cuda.is_available() and not family.flex):
         return
     # Not by `set_attn_implementation`: it asks whether the class announces FlexAttention, and Qwen's text
     # models do not, though all their layers take it.
     if not torch.cuda.is_available():
-        config._attn_implementation = (prefix_attention if family.flex else grouped_attention).NAME
+        config._attn_implementation = family.packed_attention
     elif device.type == "cuda":  # not of a sketch
         try:
             _try_out(config, model.dtype, device)

@@ -10,8 +10,9 @@ A store is a folder for one way of computing features:
 Each process appends to files of its own and reads those of all, so that readers need no lock and a
 killed writer costs others nothing. Writers take turns, all stores of a folder together, because each
 measures what is left of their size. Files are never changed, only extended and deleted as a whole. An
-entry is found when its record is complete, and used when its checksum is right: whatever else is
-in the files is as if it were not there. A store can be deleted at any time, also while it is in use.
+entry is found when its record is complete, and used when its checksum is right, which each process
+looks at once: whatever else is in the files is as if it were not there. A store can be deleted at any
+time, also while it is in use.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class FeatureStore:
         self._own: tuple[FileIO, FileIO] | None = None
         self._parts: dict[Path, _Part] = {}
         self._places: dict[bytes, bytes] = {}
-        self._right: set[bytes] = set()  # places whose checksum was found right
+        self._right: set[bytes] = set()  # places of entries whose checksum was found right
         self._lock = _lock(folder, settings)
         with _turn(folder.parent):
             self._make_room(0)

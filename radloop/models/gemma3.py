@@ -18,6 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
 
+from radloop.models import grouped_attention
 from radloop.models.family import Family, Features, Inputs
 from radloop.models.packing import HEAD, Batch, block_mask
 from radloop.models.tiny_checkpoint import save_random, tiny_tokenizer, token_ids
@@ -85,6 +86,7 @@ class Gemma3(Family):
     }
     upstream = frozenset({"vision"})
     precisions = ("fp32", "bf16", "int8", "nf4")
+    packed_attention = grouped_attention.NAME
     flex = False  # its masks are dense
     kept_exact = ("lm_head", "vision_tower", "multi_modal_projector")
 

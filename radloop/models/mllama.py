@@ -17,8 +17,10 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
+from radloop.models import prefix_attention
 from radloop.models.family import Family, Features, Inputs, Placement, base_of
 from radloop.models.packing import HEAD, Batch, Head
+from radloop.models.prefix_attention import ByGroup
 from radloop.models.tiny_checkpoint import save_random, tiny_tokenizer, token_ids
 
 # As meta-llama/Llama-3.2-11B-Vision-Instruct ships it, less what it says about tools.
@@ -139,24 +141,46 @@ class Mllama(Family):
         The language model is called by itself, because `MllamaModel` cannot be told which images a token
         before the first of its group's may look at.
         """
-        seen = batch if seen is None else seen
         model = base_of(model)
-        num_seen = seen.input_ids.shape[1]
-        begins = num_seen == batch.input_ids.shape[1]  # later, keys and values of images are in the cache
-        images = _Images.of(model, seen)
-        shown = images.shown_to(batch, num_seen)
-        hidden = model.model.language_model(
-            input_ids=batch.input_ids,
-            attention_mask=self.mask(model, batch, seen),
-            position_ids=self.position_ids(batch),
-            cross_attention_states=images.states(model, features) if begins else None,
-            cross_attention_mask=images.mask(batch, shown),
-            full_text_row_masked_out_mask=shown.any(dim=-1)[:, None, :, None].to(model.dtype),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        if cache is None and model.config.text_config._attn_implementation == prefix_attention.NAME:
+            arguments = self._by_group(model, batch, features)
+        else:
+            arguments = self._by_row(model, batch, features, batch if seen is None else seen)
+        found = model.model.language_model(past_key_values=cache, use_cache=cache is not None, **arguments)
+        hidden = found.last_hidden_state.view(*batch.predicts.shape, -1)
         logits: torch.Tensor = model.lm_head(hidden[batch.predicts])
         return logits
+
+    def _by_row(self, model: Any, new: Batch, features: Sequence[Features], seen: Batch) -> dict[str, Any]:
+        """Return the language model's arguments with dense masks."""
+        num_seen = seen.input_ids.shape[1]
+        begins = num_seen == new.input_ids.shape[1]  # later, keys and values of images are in the cache
+        images = _Images.of(model, seen)
+        shown = images.shown_to(new, num_seen)
+        return {
+            "input_ids": new.input_ids,
+            "position_ids": self.position_ids(new),
+            "attention_mask": self.mask(model, new, seen),
+            "cross_attention_states": images.states(model, features) if begins else None,
+            "cross_attention_mask": images.mask(new, shown),
+            "full_text_row_masked_out_mask": shown.any(dim=-1)[:, None, :, None].to(model.dtype),
+        }
+
+    def _by_group(self, model: Any, batch: Batch, features: Sequence[Features]) -> dict[str, Any]:
+        """Return them for `prefix_attention`: all tokens in one row, a mask for each group's images."""
+        by_group = ByGroup.of(batch)
+        groups = by_group.of_batch(batch)
+        images = _Images.of(model, groups)
+        shown = images.shown_to(groups, groups.input_ids.shape[1])
+        is_shown = shown.any(dim=-1).flatten()[by_group.back]
+        return prefix_attention.arguments(batch) | {
+            "by_group": by_group,
+            "input_ids": batch.input_ids.view(1, -1),
+            "position_ids": self.position_ids(batch).reshape(1, -1),
+            "cross_attention_states": images.states(model, features),
+            "cross_attention_mask": images.mask(groups, shown),
+            "full_text_row_masked_out_mask": is_shown[None, None, :, None].to(model.dtype),
+        }
 
     def tiny(self, folder: Path, seed: int = 0) -> None:
         control = ("begin_of_text", "end_of_text", "finetune_right_pad_id", "eot_id")

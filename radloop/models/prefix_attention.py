@@ -8,10 +8,9 @@ Liu et al. 2023, arXiv:2310.01889).
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -36,24 +35,12 @@ class Part:
         keys: Places, int, shape (attentions, keys), filled up likewise.
         is_filler: Bool, shape (attentions, queries).
         is_causal: Whether the n-th query sees the first n + 1 keys, as far as there are so many, or all.
-        is_all: Whether `queries` are all tokens, row by row; then nothing has to be copied.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
     is_filler: torch.Tensor
     is_causal: bool
-    is_all: bool
-
-    def asking(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what `tokens` have for the queries, shape (attentions, heads, queries, width)."""
-        if self.is_all:
-            return tokens.view(*self.queries.shape, *tokens.shape[1:]).transpose(1, 2)
-        return _taken(tokens, self.queries)
-
-    def asked(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what `tokens` have for the keys, shape (attentions, heads, keys, width)."""
-        return _taken(tokens, self.keys)
 
 
 @dataclass(frozen=True)
@@ -61,10 +48,10 @@ class Layout:
     """How attention over the tokens of a batch is taken apart.
 
     Attributes:
-        heads: Tokens of a group, looking at its head.
-        tails: Tails, each looking at itself.
+        heads: Tokens of a group, looking at its head. An only tail can be taken for a part of it.
+        tails: Other tails, each looking at itself.
         of_heads: For each token, its place among the queries of `heads`, or behind them if it is none;
-            int, shape (rows * tokens,). None if the queries are the tokens.
+            int, shape (rows * tokens,).
         tail_places: Tokens of tails that are also in `heads`, int.
         of_tails: For each of these, its place among the queries of `tails`, int.
         of_keys: For each token, its place among the keys of `heads` and `tails`, or behind them if it
@@ -73,7 +60,7 @@ class Layout:
 
     heads: tuple[Part, ...]
     tails: tuple[Part, ...]
-    of_heads: torch.Tensor | None
+    of_heads: torch.Tensor
     tail_places: torch.Tensor
     of_tails: torch.Tensor
     of_keys: torch.Tensor
@@ -98,36 +85,59 @@ class Layouts:
     @classmethod
     def of(cls, batch: Batch) -> Self:
         """Take apart the attention of whole rows."""
-        heads: list[_Attention] = []
-        tails: list[_Attention] = []
-        for segment, run in _runs(batch.groups, batch.segments):
-            if segment == HEAD:
-                heads.append(_Attention(run, run))
-            else:
-                keys = heads[-1].keys
-                heads[-1] = _Attention(range(keys[0], run.stop), keys)
-                tails.append(_Attention(run, run))
+        groups = _groups(batch)
+        of_all = _Attentions([], [])
+        of_last = _Attentions([], [])
         predicts = batch.predicts.flatten()
-        predicting = [_Attention(_where(predicts, one.queries), one.keys) for one in heads]
-        shape = batch.segments.shape
-        of_tails = _parts(tails, shape)
+        for head, tails in groups:
+            whole = _whole(head, tails)
+            own = [_Attention(tail, tail) for tail in tails]
+            is_one = len(tails) == 1  # which comes after the head: one piece of text
+            of_all.heads.append(_Attention(whole, whole if is_one else head))
+            of_all.tails.extend([] if is_one else own)
+            of_last.heads.append(_Attention(_where(predicts, whole), head))
+            of_last.tails.extend(own)
         is_padding = batch.segments.flatten() == PADDING
-
-        def layout(asking: torch.Tensor, parts: _Parts) -> Layout:
-            head_parts, of_heads, head_keys = parts
-            tail_parts, tail_queries, tail_keys = of_tails
-            of_keys = torch.where(head_keys >= 0, head_keys, tail_keys + _num_keys(head_parts))
-            of_keys[is_padding] = _num_keys(head_parts + tail_parts)
-            of_heads[of_heads < 0] = sum(part.queries.numel() for part in head_parts)
-            places = _numbers(asking)
-            is_all = head_parts[0].is_all
-            return Layout(
-                head_parts, tail_parts, None if is_all else of_heads, places, tail_queries[places], of_keys
-            )
-
         return cls(
-            layout((batch.segments > HEAD).flatten(), _parts(heads, shape)),
-            layout(predicts, _parts(predicting, shape, is_causal=False)),
+            of_all.layout(is_padding, is_causal=True, asking=~is_padding),
+            of_last.layout(is_padding, is_causal=False, asking=predicts),
+        )
+
+
+@dataclass(frozen=True)
+class ByGroup:
+    """The tokens of a batch with each group in a row of its own.
+
+    Attributes:
+        places: Of each group's tokens, int, shape (groups, most tokens); fewer ones are filled up.
+        is_token: Bool, of the same shape, false where it is filled up.
+        back: For each token of the batch its place in these rows, 0 for padding; int, shape (rows * tokens,).
+    """
+
+    places: torch.Tensor
+    is_token: torch.Tensor
+    back: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> Self:
+        """Lay out whole rows."""
+        places, is_token = _stacked([_whole(head, tails) for head, tails in _groups(batch)])
+        back = torch.zeros(batch.segments.numel(), dtype=torch.long)
+        back[places[is_token]] = _numbers(is_token)
+        return cls(places, is_token, back)
+
+    def of_batch(self, batch: Batch) -> Batch:
+        """Return the batch in this layout; what it is to predict stays as it was."""
+
+        def laid(tokens: torch.Tensor) -> torch.Tensor:
+            return tokens.flatten()[self.places]
+
+        return replace(
+            batch,
+            input_ids=laid(batch.input_ids),
+            groups=laid(batch.groups).where(self.is_token, PADDING),
+            segments=laid(batch.segments).where(self.is_token, PADDING),
+            position_ids=torch.stack([laid(axis) for axis in batch.position_ids]),
         )
 
 
@@ -137,6 +147,40 @@ class _Attention:
 
     queries: Sequence[int]
     keys: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Attentions:
+    """Of all groups of a batch, see `Layout`."""
+
+    heads: list[_Attention]
+    tails: list[_Attention]
+
+    def layout(self, is_padding: torch.Tensor, is_causal: bool, asking: torch.Tensor) -> Layout:
+        """Put them together; `asking` are the tokens whose output is read."""
+        heads, of_heads, head_keys = _parts(self.heads, len(is_padding), is_causal)
+        tails, tail_queries, tail_keys = _parts(self.tails, len(is_padding), is_causal=True)
+        of_keys = torch.where(head_keys >= 0, head_keys, tail_keys + _num_keys(heads))
+        of_keys[is_padding] = _num_keys(heads + tails)
+        of_heads[of_heads < 0] = sum(part.queries.numel() for part in heads)
+        places = _numbers(asking & (tail_queries >= 0))
+        return Layout(heads, tails, of_heads, places, tail_queries[places], of_keys)
+
+
+def _groups(batch: Batch) -> list[tuple[range, list[range]]]:
+    """Return the places of each group's head and tails."""
+    found: list[tuple[range, list[range]]] = []
+    for segment, run in _runs(batch.groups, batch.segments):
+        if segment == HEAD:
+            found.append((run, []))
+        else:
+            found[-1][1].append(run)
+    return found
+
+
+def _whole(head: range, tails: Sequence[range]) -> range:
+    """Return the places of a group."""
+    return range(head.start, tails[-1].stop if tails else head.stop)
 
 
 def _runs(groups: torch.Tensor, segments: torch.Tensor) -> Iterator[tuple[int, range]]:
@@ -150,31 +194,28 @@ def _runs(groups: torch.Tensor, segments: torch.Tensor) -> Iterator[tuple[int, r
             yield segment, range(start, end)
 
 
-def _parts(attentions: Sequence[_Attention], shape: Sequence[int], is_causal: bool = True) -> _Parts:
+def _parts(attentions: Sequence[_Attention], num_tokens: int, is_causal: bool) -> _Parts:
     """Return the parts, and for each token its place among their queries and keys, -1 where it has none."""
     found: dict[tuple[int, int], list[_Attention]] = defaultdict(list)
     for one in attentions:
         # Of like lengths; and where there is a query that sees all keys and more, of equally many keys.
         num_keys = 0 if one.keys == one.queries else len(one.keys)
         found[num_keys, max(len(one.queries), _SHORT).bit_length()].append(one)
-    num_tokens = math.prod(shape)
     of_queries, of_keys = (torch.full((num_tokens,), -1) for _ in range(2))
     parts: list[Part] = []
     for alike in found.values():
-        # A head is not empty, so then each row holds one group.
-        is_all = len(found) == 1 and [one.queries[0] for one in alike] == [*range(0, num_tokens, shape[1])]
-        queries, is_query = _stacked([one.queries for one in alike], shape[1] if is_all else 0)
+        queries, is_query = _stacked([one.queries for one in alike])
         keys, is_key = _stacked([one.keys for one in alike])
         of_queries[queries[is_query]] = _numbers(is_query) + sum(part.queries.numel() for part in parts)
         of_keys[keys[is_key]] = _numbers(is_key) + _num_keys(parts)
-        parts.append(Part(queries, keys, ~is_query, is_causal, is_all))
+        parts.append(Part(queries, keys, ~is_query, is_causal))
     return tuple(parts), of_queries, of_keys
 
 
-def _stacked(places: Sequence[Sequence[int]], length: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places as a tensor, shape (attentions, at least `length`), and which are no fillers."""
+def _stacked(places: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return places as a tensor, shape (attentions, most places), and which are no fillers."""
     lengths = [len(row) for row in places]
-    length = max(*lengths, length)
+    length = max(lengths)
     filled = torch.tensor([[*row, *[0] * (length - len(row))] for row in places])
     return filled, torch.arange(length) < torch.tensor(lengths)[:, None]
 
@@ -201,11 +242,21 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     layouts: Layouts | None = None,
+    by_group: ByGroup | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As Transformers wants it; where the model was not called with `layouts`, the stock way."""
+    """As Transformers wants it; where the model was not called with `layouts`, the stock way.
+
+    With `by_group`, layers of cross attention have the keys of one group behind those of the other, equally
+    many each, and a mask of shape (groups, 1, most tokens, keys of a group).
+    """
     if layouts is None:
         return grouped_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if by_group is not None and not getattr(module, "is_causal", False):
+        asking = _taken(query.transpose(1, 2).flatten(0, 1), by_group.places)
+        key, value = (_split(tensor, len(asking)) for tensor in (key, value))
+        found, _ = grouped_attention(module, asking, key, value, attention_mask, scaling=scaling)
+        return found.flatten(0, 1).index_select(0, by_group.back)[None], None
     config: Any = module.config
     is_last = module.layer_idx == config.num_hidden_layers - 1
     # Autocast leaves queries and keys in full precision, as rotation makes them.
@@ -241,10 +292,15 @@ class _PrefixAttention(torch.autograd.Function):
         layout: Layout,
         scale: float | None,
     ) -> torch.Tensor:
-        def attend(parts: Sequence[Part], places: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        def attend(parts: Sequence[Part], places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             found = [
                 _kernel(
-                    part.asking(query), part.asked(key), part.asked(value), 0.0, part.is_causal, scale=scale
+                    _taken(query, part.queries),
+                    _taken(key, part.keys),
+                    _taken(value, part.keys),
+                    0.0,
+                    part.is_causal,
+                    scale=scale,
                 )
                 for part in parts
             ]
@@ -273,14 +329,14 @@ class _PrefixAttention(torch.autograd.Function):
         layout: Layout = ctx.layout
         found = []
         for part in (*layout.heads, *layout.tails):
-            seen = part.asking(sums[..., None])[..., 0]
+            seen = _taken(sums[..., None], part.queries)[..., 0]
             found.append(
                 _kernel_backward(
-                    part.asking(gradient),
-                    part.asking(query),
-                    part.asked(key),
-                    part.asked(value),
-                    part.asking(out),
+                    _taken(gradient, part.queries),
+                    _taken(query, part.queries),
+                    _taken(key, part.keys),
+                    _taken(value, part.keys),
+                    _taken(out, part.queries),
                     seen.masked_fill(part.is_filler[:, None], torch.inf),  # a filler sees nothing
                     0.0,
                     part.is_causal,
@@ -297,19 +353,22 @@ class _PrefixAttention(torch.autograd.Function):
         return dq, _put(of_key, layout.of_keys), _put(of_value, layout.of_keys), None, None
 
 
+def _split(keys: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Return keys of shape (1, heads, groups * keys, width) as (groups, heads, keys, width)."""
+    return keys[0].unflatten(1, (num_groups, -1)).transpose(0, 1)
+
+
 def _taken(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the tokens at `places`, shape (attentions, heads, tokens, width)."""
     taken = tokens.index_select(0, places.flatten()).view(*places.shape, *tokens.shape[1:])
     return taken.transpose(1, 2)
 
 
-def _put(found: Sequence[torch.Tensor], places: torch.Tensor | None, filler: float = 0.0) -> torch.Tensor:
+def _put(found: Sequence[torch.Tensor], places: torch.Tensor, filler: float = 0.0) -> torch.Tensor:
     """Undo `_taken`: return what stands at `places` of all `found`, `filler` behind the last one.
 
     Its shape is (tokens, heads, width), or without the width as in `found`.
     """
     flat = [one.transpose(1, 2).flatten(0, 1) for one in found]
-    if places is None:
-        return flat[0]
     last = flat[0].new_full((1, *flat[0].shape[1:]), filler)
     return torch.cat([*flat, last]).index_select(0, places)

@@ -257,7 +257,7 @@ def test_what_cannot_be_measured_is_said(
 
 def test_on_a_cpu_packed_rows_attend_where_they_may_look(bench: Bench) -> None:
     found = Bench(bench.shape, "fp32", Device("cpu"))
-    assert found.attention == (prefix_attention.NAME if bench.shape.family.flex else "sdpa")
+    assert found.attention == prefix_attention.NAME
     found.model.load_state_dict(bench.model.state_dict())
     rows = rows_of(bench, 4, share_prefix=True)
     with torch.no_grad():

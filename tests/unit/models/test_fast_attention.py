@@ -9,7 +9,7 @@ import torch
 
 from radloop import models
 from radloop.config import ModelConfig
-from radloop.models import REGISTRY, fast_attention, get_family, packing, prefix_attention
+from radloop.models import REGISTRY, fast_attention, get_family, packing
 from radloop.models.fast_attention import use_fast_attention
 from radloop.models.loading import Loaded
 from radloop.models.packing import Batch
@@ -72,7 +72,7 @@ def test_where_the_trial_fails_all_stays_as_it_was(
     assert "no FlexAttention here (no compiler), sdpa is used" in caplog.text
 
 
-def test_a_family_with_dense_masks_has_no_copies_of_keys_on_a_cpu_and_stays_stock_on_a_gpu(
+def test_a_family_with_dense_masks_gets_its_own_on_a_cpu_and_stays_stock_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense = {name for name in REGISTRY if not get_family(name).flex}
@@ -85,12 +85,15 @@ def test_a_family_with_dense_masks_has_no_copies_of_keys_on_a_cpu_and_stays_stoc
         use_fast_attention(mllama.family, mllama.model, mllama.device)
     assert kinds(mllama) == ("sdpa", "sdpa")
     use_fast_attention(mllama.family, mllama.model, mllama.device)
-    assert kinds(mllama) == ("radloop_grouped", "sdpa")
+    assert kinds(mllama) == ("radloop_prefix", "sdpa")
+
+
+CASES = [(name, "flex_attention") for name in REGISTRY if get_family(name).flex]
+CASES += [(name, get_family(name).packed_attention) for name in REGISTRY]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("kind", ["flex_attention", prefix_attention.NAME])
-@pytest.mark.parametrize("name", [name for name in REGISTRY if get_family(name).flex])
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_packed_rows_have_the_same_logits_with_it(name: str, kind: str, tmp_path: Path) -> None:
     family = get_family(name)
     family.tiny(tmp_path)

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from radloop import models
 from radloop.config import ModelConfig
 from radloop.inference import Engine, Request
+from radloop.models import prefix_attention
 from radloop.models.loading import Loaded
 from radloop.models.mllama import Mllama
 from radloop.models.packing import Batch, Group, Tokens
@@ -27,9 +28,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def loaded(folder: Path) -> Loaded:
-    return models.load(ModelConfig(family="mllama", base=str(folder)))
+@pytest.fixture(params=["sdpa", prefix_attention.NAME])
+def loaded(folder: Path, request: pytest.FixtureRequest) -> Loaded:
+    """The model as it is loaded, and as a CPU trains it."""
+    loaded = models.load(ModelConfig(family="mllama", base=str(folder)))
+    loaded.model.config.text_config._attn_implementation = request.param
+    return loaded
 
 
 def group_of(loaded: Loaded, question: str, *image_ids: str) -> Group:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from radloop.models import prefix_attention
 from radloop.models.packing import PADDING, Batch, Group, Head, Row, Tokens, block_mask
@@ -26,28 +27,20 @@ def rows(draw: st.DrawFn) -> list[Row]:
     return [tuple(group() for _ in range(draw(st.integers(1, 3)))) for _ in range(draw(st.integers(1, 3)))]
 
 
-def one_shape_rows() -> list[Row]:
-    """Rows of one group each with heads of one length, for which nothing is copied."""
-    head = Head.counted((1,) * 7)
-    counts = (4, 3)
-    return [
-        (Group((), head, tuple(Tokens(head, (2,) * 5, 2) for _ in range(n)), tuple(range(n))),)
-        for n in counts
-    ]
-
-
 def random_tokens(batch: Batch, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    shape = (batch.input_ids.numel(), 2, 8)
+    """Queries with four heads, keys and values with two."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    shapes = [(batch.input_ids.numel(), heads, 8) for heads in (4, 2, 2)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
 def dense(batch: Batch, tokens: list[torch.Tensor]) -> torch.Tensor:
     """The same with all scores computed, in double precision."""
     shape = batch.input_ids.shape
-    queries, keys, values = (one.double().view(*shape, 2, 8).transpose(1, 2) for one in tokens)
+    queries, *others = (one.double().view(*shape, -1, 8).transpose(1, 2) for one in tokens)
+    keys, values = (repeat_kv(one, 2) for one in others)
     found = scaled_dot_product_attention(queries, keys, values, attn_mask=block_mask(batch, batch))
-    return found.transpose(1, 2).reshape(-1, 2, 8)
+    return found.transpose(1, 2).reshape(-1, 4, 8)
 
 
 def require_same(batch: Batch, layer: str, tolerance: float, dtype: torch.dtype) -> None:
@@ -72,12 +65,21 @@ def test_values_and_gradients_are_those_of_a_dense_mask(rows: list[Row]) -> None
     require_same(batch, "last", 1e-5, torch.float32)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_rows_of_one_shape_are_not_copied(dtype: torch.dtype, tolerance: float) -> None:
-    batch = Batch.of(one_shape_rows())
-    assert Layouts.of(batch).others.of_heads is None
-    require_same(batch, "others", tolerance, dtype)
-    require_same(batch, "last", tolerance, dtype)
+@pytest.mark.parametrize("tails", [1, 3])
+def test_it_takes_half_precision(tails: int) -> None:
+    head = Head.counted((1,) * 7)
+    pairs = tuple(Tokens(head, (2,) * 5, 2) for _ in range(tails))
+    batch = Batch.of([(Group((), head, pairs, tuple(range(tails))),)] * 2)
+    require_same(batch, "others", 2e-2, torch.bfloat16)
+    require_same(batch, "last", 2e-2, torch.bfloat16)
+
+
+def test_an_only_tail_is_one_piece_with_its_head() -> None:
+    head = Head.counted((1,) * 7)
+    groups = [Group((), head, (Tokens(head, (2,) * length, 2),), (0,)) for length in (27, 30, 26)]
+    layouts = Layouts.of(Batch.of([tuple(groups)]))
+    (part,) = layouts.others.heads
+    assert (part.queries.shape, layouts.others.tails) == ((3, 36), ())
 
 
 @given(rows=rows())
