@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -23,7 +23,7 @@ class Encoder:
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
-        self._most: int | None = None  # images in one batch; known after the first ones
+        self._sizes: dict[Hashable, int] = {}  # numbers of features, by the shape of the image
         self._are_same: dict[Hashable, bool] = {}  # by the shapes of the images
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Features]:
@@ -31,26 +31,29 @@ class Encoder:
         inputs = self._loaded.read(images)
         if len(images) == 1 or torch.cuda.is_available():
             return self._loaded.encode(images, inputs)
-        if self._most is None:
-            found = self._alone(images, inputs)
-            self._most = max(1, _BUSY // max(map(_size, found)))
-            return found
-        starts = range(0, len(images), self._most)
-        parts = [slice(start, start + self._most) for start in starts]
+        parts = [*self._parts([*map(_shape, inputs)])]
         return [features for part in parts for features in self._together(images[part], inputs[part])]
+
+    def _parts(self, shapes: Sequence[Hashable]) -> Iterator[slice]:
+        """Yield the images of each batch; of unknown size alone, others until they keep the CPU busy."""
+        start = size = 0
+        for place, shape in enumerate(shapes):
+            own = self._sizes.get(shape, _BUSY + 1)
+            if place > start and size + own > _BUSY:
+                yield slice(start, place)
+                start, size = place, 0
+            size += own
+        yield slice(start, len(shapes))
 
     def _together(self, images: Sequence[Image.Image], inputs: Sequence[Inputs]) -> list[Features]:
         shapes = tuple(map(_shape, inputs))
-        if len(images) == 1 or self._are_same.get(shapes):
+        if self._are_same.get(shapes):
             return self._loaded.encode(images, inputs)
-        alone = self._alone(images, inputs)
-        if shapes not in self._are_same:
+        alone = [self._loaded.encode([image], [read])[0] for image, read in zip(images, inputs, strict=True)]
+        self._sizes |= zip(shapes, map(_size, alone), strict=True)
+        if len(images) > 1 and shapes not in self._are_same:
             self._are_same[shapes] = _equal(self._loaded.encode(images, inputs), alone)
         return alone
-
-    def _alone(self, images: Sequence[Image.Image], inputs: Sequence[Inputs]) -> list[Features]:
-        pairs = zip(images, inputs, strict=True)
-        return [self._loaded.encode([image], [read])[0] for image, read in pairs]
 
 
 def _shape(inputs: Inputs) -> Hashable:

@@ -55,7 +55,7 @@ class Family(ABC):
         precisions: In which the base may be loaded, see `radloop.config.Precision`.
         kept_exact: Module names (parts of them) that 4 and 8 bit leave alone.
         attention: Transformers' implementation to load it with; must take the 4-D masks of shared prefixes.
-        packed_attention: The one to train it with on a CPU.
+        packed_attention: The one to train it with on a CPU, where it has no dropout of attention.
         flex: Whether it may be trained with FlexAttention, which drops or misreads dense masks: only if
             `mask` is the one mask of its language model.
         inputs: Names of the processor's image tensors that the model reads.

@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def use_fast_attention(family: Family, model: Any, device: torch.device) -> None:
-    """Give the language model the attention that packed rows are fastest with, if its family may use it.
+    """Give the language model the attention that packed rows are fastest with, if it may use it.
 
-    That is its `packed_attention` on a CPU, and FlexAttention on a GPU where a trial of it goes well.
-    Neither has dropout.
+    That is its family's `packed_attention` on a CPU, and FlexAttention on a GPU where the family may have it
+    and a trial goes well. Neither has dropout: a model with some keeps the stock attention.
 
     Args:
         family: Of the model.

@@ -10,9 +10,9 @@ A store is a folder for one way of computing features:
 Each process appends to files of its own and reads those of all, so that readers need no lock and a
 killed writer costs others nothing. Writers take turns, all stores of a folder together, because each
 measures what is left of their size. Files are never changed, only extended and deleted as a whole. An
-entry is found when its record is complete, and used when its checksum is right, which each process
-looks at once: whatever else is in the files is as if it were not there. A store can be deleted at any
-time, also while it is in use.
+entry is found when its record is complete, and used when its checksum is right, which is computed again
+only when the file has changed: whatever else is in the files is as if it were not there. A store can be
+deleted at any time, also while it is in use.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class FeatureStore:
         self._own: tuple[FileIO, FileIO] | None = None
         self._parts: dict[Path, _Part] = {}
         self._places: dict[bytes, bytes] = {}
-        self._right: set[bytes] = set()  # places of entries whose checksum was found right
+        self._right: dict[
+            bytes, int
+        ] = {}  # when the file was changed last as the checksum of a place was right
         self._lock = _lock(folder, settings)
         with _turn(folder.parent):
             self._make_room(0)
@@ -134,9 +136,11 @@ class FeatureStore:
         place = self._places[pixel_hash]
         number, offset, length, checksum = _PLACE.unpack(place)
         with suppress(OSError, ValueError):  # deleted, or cut short
-            entry = _map(list(self._parts)[number].with_suffix(".data"), offset, length)
-            if place in self._right or zlib.crc32(entry.numpy().data) == checksum:
-                self._right.add(place)
+            file = list(self._parts)[number].with_suffix(".data")
+            changed = file.stat().st_mtime_ns
+            entry = _map(file, offset, length)
+            if self._right.get(place) == changed or zlib.crc32(entry.numpy().data) == checksum:
+                self._right[place] = changed
                 return _unpack(entry)
         del self._places[pixel_hash]
         return None

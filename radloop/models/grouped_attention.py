@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "radloop_grouped"  # of Transformers' attention implementations
-_MORE = ("position_bias", "softcap", "cache")  # that the stock way can be asked for
+_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+MORE = ("position_bias", "softcap", "cache")  # that the stock way can be asked for
 
 
 def grouped_attention(
@@ -29,13 +29,15 @@ def grouped_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """As Transformers wants it; the stock way where there is no mask, or more to do than to apply it."""
-    if attention_mask is None or any(value is not None for value in map(kwargs.get, _MORE)):
+    if attention_mask is None or dropout or any(kwargs.get(name) is not None for name in MORE):
         kwargs |= {"dropout": dropout, "scaling": scaling}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    is_shared = query.shape[1] != key.shape[1]
-    out = scaled_dot_product_attention(
-        query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=is_shared
-    )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in full precision
+    if attention_mask.dtype == torch.bool:
+        seen = torch.zeros((), dtype=value.dtype, device=value.device)
+        attention_mask = torch.where(attention_mask, seen, -torch.inf)
+    # By name, because `scaled_dot_product_attention` takes another kernel where memory is simulated.
+    out, _ = _kernel(query, key, value, attn_mask=attention_mask, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -17,7 +17,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from radloop.models.grouped_attention import grouped_attention
+from radloop.models.grouped_attention import MORE, grouped_attention
 from radloop.models.packing import HEAD, PADDING, Batch
 
 NAME = "radloop_prefix"  # of Transformers' attention implementations
@@ -252,12 +252,14 @@ def _attention(
     """
     if layouts is None:
         return grouped_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if by_group is not None and not getattr(module, "is_causal", False):
+    if unknown := [name for name in MORE if kwargs.get(name) is not None]:
+        raise ValueError(f"attention over packed rows has no {unknown[0]}")  # as stock without a mask says
+    config: Any = module.config
+    if by_group is not None and module.layer_idx in config.cross_attention_layers:
         asking = _taken(query.transpose(1, 2).flatten(0, 1), by_group.places)
         key, value = (_split(tensor, len(asking)) for tensor in (key, value))
         found, _ = grouped_attention(module, asking, key, value, attention_mask, scaling=scaling)
         return found.flatten(0, 1).index_select(0, by_group.back)[None], None
-    config: Any = module.config
     is_last = module.layer_idx == config.num_hidden_layers - 1
     # Autocast leaves queries and keys in full precision, as rotation makes them.
     tokens = [tensor.to(value.dtype).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]

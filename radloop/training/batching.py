@@ -6,13 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
+from radloop.config import FinetuneConfig
+from radloop.models import prefix_attention
+from radloop.models.loading import Loaded
 from radloop.models.packing import Group, Row, fill_rows, split_group
 from radloop.training.examples import Examples, ImageSet
 from radloop.training.losses import Weighting, total_weight
 from radloop.training.processes import deal
+
+RowLayout = Literal["rows", "shared rows", "one row"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,9 @@ class StepBatch:
         """Return the passes of a process, and how often each counts.
 
         All processes take part in equally many passes, because their gradients meet in each: whoever
-        has fewer repeats the shortest row, which then does not count.
+        has fewer repeats the shortest group, which then does not count.
         """
-        company = [min(self.rows, key=row_length)]
+        company: list[Row] = [(min(groups_of(self.sets), key=len),)]
         own = self.shares[process]
         missing = max(map(len, self.shares)) - len(own)
         return [(rows, 1) for rows in own] + [(company, 0)] * missing
@@ -78,7 +84,7 @@ class Batches:
         examples: Examples,
         images_per_step: int,
         tokens_per_pass: int | None,
-        share_rows: bool,
+        layout: RowLayout,
         seed: int,
         num_processes: int = 1,
     ) -> None:
@@ -88,14 +94,14 @@ class Batches:
             examples: Not empty.
             images_per_step: Image sets in one batch; the last one of an epoch may have fewer.
             tokens_per_pass: See `split_passes`.
-            share_rows: See `split_passes`.
+            layout: See `split_passes`.
             seed: Of the orders.
             num_processes: That share each batch.
         """
         self._sets = examples.sets
         self._images_per_step = images_per_step
         self._tokens_per_pass = tokens_per_pass
-        self._share_rows = share_rows
+        self._layout = layout
         self._seed = seed
         self._num_processes = num_processes
         self.steps_per_epoch = math.ceil(len(examples.sets) / images_per_step)
@@ -117,24 +123,36 @@ class Batches:
 
     def _batch(self, sets: list[ImageSet]) -> StepBatch:
         shares = [
-            split_passes(groups, self._tokens_per_pass, self._share_rows) if groups else []
+            split_passes(groups, self._tokens_per_pass, self._layout) if groups else []
             for groups in deal(groups_of(sets), self._num_processes)
         ]
         return StepBatch(sets, shares)
 
 
-def split_passes(groups: Sequence[Group], tokens_per_pass: int | None, share_rows: bool) -> list[list[Row]]:
+def arrangement(loaded: Loaded, config: FinetuneConfig) -> tuple[int, int | None, RowLayout]:
+    """Return the arguments of `Batches` that model and config decide: images, tokens and layout."""
+    by_group = loaded.base_model.config.get_text_config()._attn_implementation == prefix_attention.NAME
+    by_row: RowLayout = "shared rows" if config.share_prefix else "rows"
+    return config.images_per_step, config.tokens_per_pass, "one row" if by_group else by_row
+
+
+def split_passes(groups: Sequence[Group], tokens_per_pass: int | None, layout: RowLayout) -> list[list[Row]]:
     """Arrange groups in rows, and these in forward passes of bounded size.
 
     Args:
         groups: In any order, not empty.
         tokens_per_pass: Most tokens, padding included, in one pass. A group with more is taken apart;
             only a single pair may still have more. None: all in one pass.
-        share_rows: Whether groups that are together no longer than the longest share a row.
+        layout: "rows": every group has a row. "shared rows": groups that are together no longer than the
+            longest share one. "one row": a pass is one row, which has no padding; for attention that
+            goes by groups, while a dense mask would hide most of it.
     """
     if tokens_per_pass is not None:
         groups = [part for group in groups for part in split_group(group, tokens_per_pass)]
-    rows = fill_rows(groups, max(map(len, groups))) if share_rows else [(group,) for group in groups]
+    if layout == "one row":
+        return [[row] for row in fill_rows(groups, tokens_per_pass or sum(map(len, groups)))]
+    is_shared = layout == "shared rows"
+    rows = fill_rows(groups, max(map(len, groups))) if is_shared else [(group,) for group in groups]
     rows.sort(key=row_length, reverse=True)  # rows of like length together: less padding
     passes: list[list[Row]] = [[]]
     for row in rows:
@@ -144,6 +162,12 @@ def split_passes(groups: Sequence[Group], tokens_per_pass: int | None, share_row
                 passes.append([])
         passes[-1].append(row)
     return passes
+
+
+def pass_size(rows: Sequence[Row]) -> str:
+    """Return the size of a forward pass, for people."""
+    tokens = f"{max(map(row_length, rows)):,} tokens"
+    return tokens if len(rows) == 1 else f"{len(rows)} rows of {tokens}"
 
 
 def groups_of(sets: Sequence[ImageSet]) -> list[Group]:

@@ -18,7 +18,7 @@ from radloop.models.loading import without_future_warnings
 from radloop.models.packing import Row
 from radloop.models.precision import QUANTIZED, choose_precision
 from radloop.models.sketch import Sketch
-from radloop.training.batching import Batches, row_length
+from radloop.training.batching import Batches, arrangement, row_length
 from radloop.training.examples import Examples
 from radloop.training.losses import FeaturesOf
 from radloop.training.pictures import FeatureSource
@@ -107,8 +107,7 @@ class Setting:
 
     @cached_property
     def batches(self) -> Batches:
-        arrangement = (self.config.images_per_step, self.config.tokens_per_pass, self.config.share_prefix)
-        return Batches(self.train, *arrangement, self.seed)
+        return Batches(self.train, *arrangement(self.sketch, self.config), self.seed)
 
     def passes(self) -> Iterator[list[Row]]:
         """Yield the forward passes in one process: of all steps, or where they are bounded of an epoch."""

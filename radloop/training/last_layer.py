@@ -26,12 +26,15 @@ def only_at(model: Any, predicts: torch.Tensor) -> Iterator[None]:
     parts = _parts(model)
     places = predicts.flatten().nonzero().squeeze(1) if parts else predicts
 
-    def gather(_module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    shapes: dict[torch.nn.Module, torch.Size] = {}  # a family may lay all tokens out in one row
+
+    def gather(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        shapes[module] = inputs[0].shape[:-1]
         return inputs[0].flatten(0, 1).index_select(0, places)[None], *inputs[1:]
 
-    def scatter(_module: Any, _inputs: Any, found: torch.Tensor) -> torch.Tensor:
+    def scatter(module: Any, _inputs: Any, found: torch.Tensor) -> torch.Tensor:
         whole = found.new_zeros(predicts.numel(), found.shape[-1]).index_copy(0, places, found[0])
-        return whole.view(*predicts.shape, -1)
+        return whole.view(*shapes[module], -1)
 
     hooks = [part.register_forward_pre_hook(gather) for part in parts]
     hooks += [part.register_forward_hook(scatter) for part in parts]

@@ -22,7 +22,7 @@ from radloop.errors import ConfigError, DataError, TrainingError
 from radloop.models.loading import Loaded
 from radloop.training.adapter import Adapter, with_lora
 from radloop.training.allocator import freed_memory_kept
-from radloop.training.batching import Batches
+from radloop.training.batching import Batches, arrangement
 from radloop.training.checkpoints import Checkpoints, folder_of, opened, run_key
 from radloop.training.examples import Examples, read_examples
 from radloop.training.faults import explain_out_of_memory
@@ -209,12 +209,12 @@ def _make_trainer(
 ) -> Trainer:
     source = FeatureSource(loaded, data, plan, config, seed)
     num_processes = make_accelerator(loaded).num_processes
-    arrangement = (config.images_per_step, config.tokens_per_pass, config.share_prefix, seed, num_processes)
+    arranged = (*arrangement(loaded, config), seed, num_processes)
     validate = None
     if validation.num_samples:
-        batches = Batches(validation, *arrangement).in_order()
+        batches = Batches(validation, *arranged).in_order()
         validate = Validation(loaded, data, batches, source.validation(), config)
-    return Trainer(loaded, config, Batches(train, *arrangement), source, validate, seed)
+    return Trainer(loaded, config, Batches(train, *arranged), source, validate, seed)
 
 
 def require_samples(train: Examples, validation: Examples, config: FinetuneConfig) -> None:

@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 
-from radloop.models import prefix_attention
 from radloop.models.family import Features
 from radloop.models.loading import Loaded
 from radloop.models.packing import Batch, Row
@@ -19,7 +18,7 @@ Weighting = Literal["token", "answer"]
 
 def token_losses(loaded: Loaded, features: FeaturesOf, rows: Sequence[Row]) -> torch.Tensor:
     """Return the cross entropy of every answer token of `rows`, float32, shape (answer tokens,)."""
-    return _losses(loaded, features, rows, _batch(loaded, rows))
+    return _losses(loaded, features, rows, Batch.of(rows, loaded.device))
 
 
 def summed_loss(
@@ -34,7 +33,7 @@ def summed_loss(
         weighting: 'token': each answer token weighs 1, so a long answer weighs more than a short one.
             'answer': each answer weighs 1, shared equally by its tokens.
     """
-    batch = _batch(loaded, rows)
+    batch = Batch.of(rows, loaded.device)
     losses = _losses(loaded, features, rows, batch)
     if weighting == "answer":
         losses = losses / torch.bincount(batch.answers)[batch.answers]
@@ -47,13 +46,6 @@ def total_weight(rows: Sequence[Row], weighting: Weighting) -> int:
     if weighting == "answer":
         return sum(len(group.tails) for group in groups)
     return sum(group.num_answer_tokens for group in groups)
-
-
-def _batch(loaded: Loaded, rows: Sequence[Row]) -> Batch:
-    """Lay out the rows: in one, so without padding, where attention goes by groups rather than rows."""
-    if loaded.base_model.config.get_text_config()._attn_implementation == prefix_attention.NAME:
-        rows = [tuple(group for row in rows for group in row)]
-    return Batch.of(rows, loaded.device)
 
 
 def _losses(loaded: Loaded, features: FeaturesOf, rows: Sequence[Row], batch: Batch) -> torch.Tensor:

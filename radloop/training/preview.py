@@ -19,7 +19,7 @@ from radloop.errors import ConfigError
 from radloop.models.precision import QUANTIZED, choose_precision
 from radloop.models.sketch import Sketch, on_meta, sketch
 from radloop.training.adapter import with_lora
-from radloop.training.batching import row_length
+from radloop.training.batching import pass_size, row_length
 from radloop.training.estimate import Memory, Parameters, Setting, estimate_memory
 from radloop.training.examples import Examples, read_examples
 from radloop.training.loop import require_samples
@@ -125,8 +125,7 @@ def _of_memory(setting: Setting, memory: Memory) -> Iterator[str]:
     yield f"memory: about {_size(memory.total)} of {where}'s, {_size(memory.free)} can be had"
     for name, size in memory.parts.items():
         yield f"    {name:<22}{_size(size):>10}"
-    rows = memory.rows
-    yield f"    activations of {len(rows)} rows of {max(map(row_length, rows)):,} tokens, the largest pass"
+    yield f"    activations of the largest pass, {pass_size(memory.rows)}"
     if choose_precision(setting.model, setting.sketch.family) in QUANTIZED and not torch.cuda.is_available():
         yield "    more while the base is loaded: a CPU takes weights in 32 bits before it quantises them"
     if launch := setting.config.launch:
@@ -219,9 +218,8 @@ def _of_first_batch(setting: Setting) -> Iterator[str]:
     batch = setting.batches.of(1)
     passes = batch.shares[0]
     yield (
-        f"first batch: {batch.num_samples:,} samples, forward passes of "
-        f"{', '.join(str(len(rows)) for rows in passes)} rows; its first image, with a loss on what is "
-        "[in brackets]"
+        f"first batch: {batch.num_samples:,} samples in forward passes of "
+        f"{', '.join(map(pass_size, passes))}; its first image, with a loss on what is [in brackets]"
     )
     head, *tails = read_row(setting, passes[0][0])
     yield f"    {_shown(head)}"

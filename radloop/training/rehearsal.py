@@ -21,7 +21,7 @@ from radloop.models.family import Features
 from radloop.models.loading import Loaded
 from radloop.models.packing import PADDING, Batch, Row
 from radloop.training.adapter import with_lora
-from radloop.training.batching import Batches, StepBatch, groups_of
+from radloop.training.batching import Batches, StepBatch, arrangement, groups_of
 from radloop.training.estimate import Setting
 from radloop.training.examples import Examples
 from radloop.training.losses import FeaturesOf
@@ -258,8 +258,7 @@ def _validation_seconds(
     if not split.num_samples:
         return 0.0
     config = setting.config.model_copy(update={"cache_features": False})  # else answers keep some on disk
-    arrangement = (config.images_per_step, config.tokens_per_pass, config.share_prefix, setting.seed)
-    first, *others = Batches(split, *arrangement).in_order()
+    first, *others = Batches(split, *arrangement(loaded, config), setting.seed).in_order()
     features = source.training(0)
     features([image_id for group in groups_of(first.sets) for image_id in group.image_ids])
     ids = pa.array([sample_id for found in first.sets for sample_id in found.sample_ids])

@@ -16,7 +16,7 @@ from radloop.config import FinetuneConfig
 from radloop.errors import TrainingError
 from radloop.models.loading import Loaded
 from radloop.models.packing import Row
-from radloop.training.batching import Batches, StepBatch, row_length
+from radloop.training.batching import Batches, StepBatch, pass_size
 from radloop.training.faults import (
     explain_out_of_memory,
     less_memory,
@@ -148,7 +148,7 @@ class Trainer:
         for number, (rows, counts) in enumerate(passes, start=1):
             is_last = accelerator.sync_gradients = number == len(passes)  # DeepSpeed takes its step then
             meet = nullcontext() if is_last else accelerator.no_sync(self.forward)
-            with meet, self._explained(f"{where}, in a pass of {_size(rows)}"):
+            with meet, self._explained(f"{where}, in a pass of {pass_size(rows)}"):
                 with accelerator.autocast(), self._noise.on(rows):
                     loss = (
                         self.forward(summed_loss, self._loaded, features, rows, weighting) * counts / weight
@@ -233,7 +233,3 @@ def _set_seed(seed: int) -> None:
 def step_seed(seed: int, step: int, process: int = 0) -> int:
     """Return a seed for what a step draws in a process, the same however the run came to it."""
     return int(np.random.SeedSequence([seed, step, process]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _size(rows: list[Row]) -> str:
-    return f"{len(rows)} rows of {max(map(row_length, rows)):,} tokens"

@@ -84,7 +84,7 @@ def test_company_of_other_number_or_shape_is_tried_by_itself(
     sizes = spied(monkeypatch, lambda found: None)
     encode = Encoder(loaded)
     others = [image(7), image(8, (48, 96))]
-    for shown in (IMAGES, IMAGES, IMAGES[:2], others):
+    for shown in (IMAGES, IMAGES, IMAGES[:2], others, others):
         sizes.clear()
         encode(shown)
     assert sizes == [1, 1, 2]
@@ -92,3 +92,10 @@ def test_company_of_other_number_or_shape_is_tried_by_itself(
     encode(IMAGES[:2])
     encode(others[:1])
     assert sizes == [2, 1]
+
+
+def test_a_batch_is_as_large_as_its_images_allow(loaded: Loaded) -> None:
+    encode = Encoder(loaded)
+    encode._sizes = {"a": 100_000, "b": 200_000, "c": 400_000}
+    parts = encode._parts(["a", "b", "c", "new", "a", "a", "a", "a"])
+    assert [(part.start, part.stop) for part in parts] == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]

@@ -37,13 +37,14 @@ def test_a_cpu_gets_its_own_for_the_language_model(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("name", ["attention_dropout", "dropout"])
 def test_a_model_with_attention_dropout_keeps_the_stock_attention(
-    loaded: Loaded, gpu: bool, monkeypatch: pytest.MonkeyPatch
+    loaded: Loaded, name: str, gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if gpu:
         pretend_gpu(monkeypatch)
     monkeypatch.setattr(fast_attention, "_try_out", lambda *arguments: None)
-    loaded.model.config.text_config.attention_dropout = 0.1
+    setattr(loaded.model.config.text_config, name, 0.1)  # Mllama's is the second
     use_fast_attention(loaded.family, loaded.model, loaded.device)
     assert kinds(loaded) == ("sdpa", "sdpa")
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from radloop.models.loading import Loaded
 from radloop.models.packing import Group, Head, Tokens
 from radloop.training import finetune
 from radloop.training.adapter import with_lora
-from radloop.training.batching import Batches, row_length, split_passes
+from radloop.training.batching import Batches, RowLayout, row_length, split_passes
 from radloop.training.examples import Examples, ImageSet
 from radloop.training.losses import Weighting, summed_loss, total_weight
 from tests.unit.tiny import prepared, save_base
@@ -49,12 +50,15 @@ def pairs_of(groups: list[Group]) -> list[tuple]:
     )
 
 
+LAYOUTS: tuple[RowLayout, ...] = get_args(RowLayout)
+
+
 @settings(max_examples=100, deadline=None)
-@given(groups=image_groups(), limit=st.none() | st.integers(1, 400), share_rows=st.booleans())
+@given(groups=image_groups(), limit=st.none() | st.integers(1, 400), layout=st.sampled_from(LAYOUTS))
 def test_passes_hold_every_pair_once_and_are_bounded(
-    groups: list[Group], limit: int | None, share_rows: bool
+    groups: list[Group], limit: int | None, layout: RowLayout
 ) -> None:
-    passes = split_passes(groups, limit, share_rows)
+    passes = split_passes(groups, limit, layout)
     found = [group for rows in passes for row in rows for group in row]
     assert sorted(pairs_of(found)) == sorted(pairs_of(groups))
     if limit is None:
@@ -63,8 +67,10 @@ def test_passes_hold_every_pair_once_and_are_bounded(
         for rows in passes:
             padded = len(rows) * max(map(row_length, rows))
             assert padded <= limit or [len(group.tails) for row in rows for group in row] == [1]
-    if not share_rows:
+    if layout == "rows":
         assert all(len(row) == 1 for rows in passes for row in rows)
+    if layout == "one row":
+        assert all(len(rows) == 1 for rows in passes)
 
 
 def test_rows_are_shared_up_to_the_longest() -> None:
@@ -73,7 +79,7 @@ def test_rows_are_shared_up_to_the_longest() -> None:
         packing.groups((str(n),), [Tokens(head, (9,) * length, 1)])[0]
         for n, length in enumerate((13, 5, 4, 3))
     )
-    (rows,) = split_passes([*short, long], None, share_rows=True)
+    (rows,) = split_passes([*short, long], None, "shared rows")
     assert sorted(map(row_length, rows), reverse=True) == [16, 15, 6]
 
 
@@ -93,7 +99,7 @@ def test_every_epoch_has_every_image_once_in_its_own_order(
 ) -> None:
     (group,) = packing.groups(("a",), [Tokens(Head.counted((IMAGE,)), (9, 9), 1)])
     examples = Examples([ImageSet([group], [str(n)]) for n in range(num_images)], num_images, 0)
-    batches = Batches(examples, images_per_step, None, True, seed)
+    batches = Batches(examples, images_per_step, None, "shared rows", seed)
     assert batches.steps_per_epoch == math.ceil(num_images / images_per_step)
 
     def epoch(number: int) -> list[str]:
@@ -127,10 +133,10 @@ def features(image_ids: list[str]) -> list[Features]:
 
 
 def loss_and_gradients(
-    loaded: Loaded, groups: list[Group], limit: int | None, share_rows: bool, weighting: Weighting
+    loaded: Loaded, groups: list[Group], limit: int | None, layout: RowLayout, weighting: Weighting
 ) -> tuple[float, torch.Tensor]:
     loaded.model.zero_grad()
-    passes = split_passes(groups, limit, share_rows)
+    passes = split_passes(groups, limit, layout)
     weight = sum(total_weight(rows, weighting) for rows in passes)
     total = 0.0
     for rows in passes:
@@ -146,9 +152,14 @@ def test_loss_and_gradients_do_not_depend_on_passes_or_packing(
     loaded: Loaded, groups: list[Group], limit: int, weighting: Weighting
 ) -> None:
     plain = [part for group in groups for part in packing.split_group(group, 1)]
-    expected, expected_gradients = loss_and_gradients(loaded, plain, None, False, weighting)
-    for arranged, share_rows in ((groups, True), (groups, False), (plain, True)):
-        loss, gradients = loss_and_gradients(loaded, arranged, limit, share_rows, weighting)
+    expected, expected_gradients = loss_and_gradients(loaded, plain, None, "rows", weighting)
+    for arranged, layout in (
+        (groups, "shared rows"),
+        (groups, "rows"),
+        (groups, "one row"),
+        (plain, "one row"),
+    ):
+        loss, gradients = loss_and_gradients(loaded, arranged, limit, layout, weighting)
         assert loss == pytest.approx(expected, rel=1e-6)
         assert (gradients - expected_gradients).norm() < 1e-6 * expected_gradients.norm()
 

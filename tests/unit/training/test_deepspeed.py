@@ -94,7 +94,7 @@ def test_what_deepspeed_skips_by_overflow_is_said(
     config = FinetuneConfig(rank=4)
     loaded = with_lora(models.load(base), config)
     monkeypatch.setattr(trainer, "make_accelerator", lambda loaded: deepspeed(loaded, monkeypatch))
-    batches = Batches(read_examples(DATA, "train", loaded.prompts, True), 3, 80, True, 0)
+    batches = Batches(read_examples(DATA, "train", loaded.prompts, True), 3, 80, "one row", 0)
     source = FeatureSource(loaded, DATA, make_plan(loaded.family, config), config, 0)
     taking = trainer.Trainer(loaded, config, batches, source, None, 0)
     assert handed["optimizer"]

@@ -99,7 +99,7 @@ def test_a_pass_that_does_not_fit_is_named(
         return summed_loss(*arguments)
 
     monkeypatch.setattr(where, "summed_loss", fail)
-    words = r"in a pass of \d rows of \d+ tokens" if where is trainer else "in validation"
+    words = r"in a pass of \d+ tokens" if where is trainer else "in validation"
     peak = r"after a peak of [\d,]+ MB; lower finetune\.tokens_per_pass"
     with pytest.raises(TrainingError, match=rf"out of memory at step \d of 6, {words}, {peak}"):
         run(base)

@@ -141,7 +141,7 @@ def test_noise_acts_in_training_only_and_is_drawn_by_seed_and_step(base: ModelCo
 def test_noise_is_of_the_papers_size_however_pairs_are_packed(base: ModelConfig) -> None:
     loaded = models.load(base)
     sets = read_examples(prepared(3), "train", loaded.prompts, True).sets
-    (rows,) = split_passes([group for found in sets for group in found.groups], None, True)
+    (rows,) = split_passes([group for found in sets for group in found.groups], None, "shared rows")
     ids = torch.zeros(len(rows), max(sum(map(len, row)) for row in rows), dtype=torch.long)
     embeddings = loaded.base_model.get_input_embeddings()
     clean = embeddings(ids)
@@ -165,7 +165,7 @@ def test_noise_fits_a_family_that_takes_rows_apart(tmp_path: Path) -> None:
     loaded = models.load(ModelConfig(family="blip", base=str(tmp_path)))
     sets = read_examples(prepared(6), "train", loaded.prompts, True).sets
     groups = [group for found in sets for group in found.groups]
-    (rows,) = split_passes(groups, None, True)
+    (rows,) = split_passes(groups, None, "shared rows")
     assert len(rows) < len(groups)
     features = loaded.encode([image(0)])
     embeddings = loaded.base_model.get_input_embeddings()
@@ -391,6 +391,6 @@ def test_questions_without_an_image_are_trained_on_one_by_one(base: ModelConfig)
 
 def test_batches_are_counted_in_image_sets(base: ModelConfig) -> None:
     examples = read_examples(prepared(5), "train", models.load(base).prompts, True)
-    batch = Batches(examples, 2, None, True, 0).of(1)
+    batch = Batches(examples, 2, None, "shared rows", 0).of(1)
     assert len(batch.sets) == 2
     assert batch.num_samples == sum(len(found.sample_ids) for found in batch.sets)

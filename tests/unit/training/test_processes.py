@@ -287,7 +287,7 @@ def test_processes_have_equally_many_passes_and_all_that_counts_once(
 ) -> None:
     sets = [ImageSet([group], [group.image_ids[0]]) for group in groups(lengths)]
     examples = Examples(sets, len(sets), 0)
-    batch = Batches(examples, len(sets), tokens_per_pass, True, 0, num_processes).of(1)
+    batch = Batches(examples, len(sets), tokens_per_pass, "shared rows", 0, num_processes).of(1)
     passes = [batch.passes_of(process) for process in range(num_processes)]
     assert len(set(map(len, passes))) == 1
     counted = [

@@ -46,11 +46,11 @@ def tuned(loaded: Loaded, **settings: object) -> Loaded:
 
 
 def gradients(loaded: Loaded) -> list[torch.Tensor]:
-    """The loss of two questions about an image, and its gradients."""
+    """The loss of questions about an image, together and apart in rows of their own, and its gradients."""
     image = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
     questions, answers = ["Is it large?", "Where is it?"], ["yes", "left lower lobe"]
     pairs = loaded.prompts.pairs(questions, answers, [[image.size]] * 2)
-    rows = [(group,) for group in packing.groups(["image"], pairs)]
+    rows = [(group,) for shared in (True, False) for group in packing.groups(["image"], pairs, shared)]
     loaded.model.zero_grad()
     loss = losses.token_losses(loaded, lambda names: loaded.encode([image] * len(names)), rows).mean()
     loss.backward()

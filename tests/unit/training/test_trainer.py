@@ -153,7 +153,9 @@ def two_processes(base: ModelConfig) -> tuple[Trainer, StepBatch]:
     """Return the trainer of the second of two processes, as far as it goes without the first."""
     config = FinetuneConfig(rank=4)
     loaded = with_lora(models.load(base), config)
-    batches = Batches(read_examples(DATA, "train", loaded.prompts, True), 6, 40, True, 0, num_processes=2)
+    batches = Batches(
+        read_examples(DATA, "train", loaded.prompts, True), 6, 40, "one row", 0, num_processes=2
+    )
     source = FeatureSource(loaded, DATA, make_plan(loaded.family, config), config, 0)
     return Trainer(loaded, config, batches, source, None, 0), batches.of(1)
 
