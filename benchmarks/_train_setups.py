@@ -147,7 +147,7 @@ def write_mllama(folder: Path) -> None:
         num_hidden_layers=5,
         num_attention_heads=16,
         num_key_value_heads=4,
-        intermediate_size=1792,
+        intermediate_size=1856,
         max_position_embeddings=1024,
         cross_attention_layers=[3],
         **token_ids(processor.tokenizer),

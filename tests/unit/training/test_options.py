@@ -190,10 +190,14 @@ def test_noise_fits_a_family_that_takes_rows_apart(tmp_path: Path) -> None:
             at += len(tail.read)
 
 
-def test_blip_is_trained_with_noise(tmp_path: Path) -> None:
-    get_family("blip").tiny(tmp_path)
-    model = ModelConfig(family="blip", base=str(tmp_path))
-    assert len(losses(run(model, neftune_alpha=5.0))) == 3
+@pytest.mark.parametrize("share_prefix", [True, False])
+@pytest.mark.parametrize("family", ["blip", "mllama"])
+def test_families_that_lay_tokens_out_again_are_trained_with_noise(
+    family: str, share_prefix: bool, tmp_path: Path
+) -> None:
+    get_family(family).tiny(tmp_path)
+    model = ModelConfig(family=family, base=str(tmp_path))
+    assert len(losses(run(model, neftune_alpha=5.0, share_prefix=share_prefix))) == 3
 
 
 def test_no_hook_is_left_where_there_is_no_noise(base: ModelConfig) -> None:
