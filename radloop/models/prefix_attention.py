@@ -253,7 +253,7 @@ def _attention(
     if layouts is None:
         return grouped_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if unknown := [name for name in MORE if kwargs.get(name) is not None]:
-        raise ValueError(f"attention over packed rows has no {unknown[0]}")  # as stock without a mask says
+        raise ValueError(f"attention over packed rows has no {unknown[0]}")
     config: Any = module.config
     if by_group is not None and module.layer_idx in config.cross_attention_layers:
         asking = _taken(query.transpose(1, 2).flatten(0, 1), by_group.places)
