@@ -217,8 +217,9 @@ def _of_tokens(setting: Setting, tokens: TokenCounts) -> Iterator[str]:
 def _of_first_batch(setting: Setting) -> Iterator[str]:
     batch = setting.batches.of(1)
     passes = batch.shares[0]
+    what = "a forward pass" if len(passes) == 1 else "forward passes"
     yield (
-        f"first batch: {batch.num_samples:,} samples in forward passes of "
+        f"first batch: {batch.num_samples:,} samples in {what} of "
         f"{', '.join(map(pass_size, passes))}; its first image, with a loss on what is [in brackets]"
     )
     head, *tails = read_row(setting, passes[0][0])
