@@ -156,8 +156,14 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float)
 
 
 def upload(tab: Any, file: Path) -> None:
-    tab.locator("#image input[type=file]").set_input_files(file)
-    tab.locator("#image img").wait_for()
+    """Choose an image, and wait until the page has emptied the chat for it: that ends questions under way."""
+
+    def is_of_image(response: Any) -> bool:  # the page's own loading is event 0
+        return "/queue/join" in response.url and '"trigger_id":0,' not in response.request.post_data
+
+    with tab.expect_response(is_of_image):
+        tab.locator("#image input[type=file]").set_input_files(file)
+        tab.locator("#image img").wait_for()
 
 
 def ask(tab: Any, question: str, number: int = 1) -> str:
