@@ -71,9 +71,8 @@ class FeatureStore:
         self._own: tuple[FileIO, FileIO] | None = None
         self._parts: dict[Path, _Part] = {}
         self._places: dict[bytes, bytes] = {}
-        self._right: dict[
-            bytes, int
-        ] = {}  # when the file was changed last as the checksum of a place was right
+        # Places whose checksum was right, to the time of the file's last change when it was.
+        self._right: dict[bytes, int] = {}
         self._lock = _lock(folder, settings)
         with _turn(folder.parent):
             self._make_room(0)

@@ -39,7 +39,7 @@ class StepBatch:
         All processes take part in equally many passes, because their gradients meet in each: whoever
         has fewer repeats the shortest group, which then does not count.
         """
-        company: list[Row] = [(min(groups_of(self.sets), key=len),)]
+        company: list[Row] = [(min((group for row in self.rows for group in row), key=len),)]
         own = self.shares[process]
         missing = max(map(len, self.shares)) - len(own)
         return [(rows, 1) for rows in own] + [(company, 0)] * missing

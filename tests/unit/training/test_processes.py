@@ -24,7 +24,7 @@ from radloop.models.loading import Loaded
 from radloop.models.packing import Group, Head, Tokens
 from radloop.training import finetune, job
 from radloop.training.adapter import Adapter
-from radloop.training.batching import Batches
+from radloop.training.batching import Batches, row_length
 from radloop.training.examples import Examples, ImageSet
 from radloop.training.processes import deal, make_accelerator
 from tests.unit.tiny import prepared
@@ -275,6 +275,18 @@ def test_groups_are_dealt_evenly_and_each_once(lengths: list[int], num_processes
     tokens = [sum(map(len, hand)) for hand in hands]
     assert max(tokens) - min(tokens) <= max(map(len, dealt))
     assert deal(dealt, 1) == [dealt]
+
+
+def test_a_process_without_work_keeps_the_others_company_in_a_small_pass() -> None:
+    head = Head.counted((1, 2))
+    pairs = tuple(Tokens(head, (3, 4), 1) for _ in range(20))
+    examples = Examples([ImageSet([Group(("0",), head, pairs, (*range(20),))], ["0"])], 20, 0)
+    batch = Batches(examples, 1, 8, "one row", 0, num_processes=2).of(1)
+    own, company = batch.passes_of(0), batch.passes_of(1)
+    assert len(own) == len(company) > 1
+    for rows, counts in company:
+        assert counts == 0
+        assert sum(map(row_length, rows)) <= 8
 
 
 @given(
