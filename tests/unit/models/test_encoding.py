@@ -16,7 +16,8 @@ from radloop.models import get_family
 from radloop.models.encoding import Encoder
 from radloop.models.family import Features
 from radloop.models.loading import Loaded
-from tests.unit.models.test_feature_cache import IMAGES, same
+from tests.unit.models.test_feature_cache import IMAGES
+from tests.unit.models.test_feature_store import same
 from tests.unit.tiny import image
 
 
