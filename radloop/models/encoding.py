@@ -10,7 +10,9 @@ from PIL import Image
 from radloop.models.family import Features, Inputs
 from radloop.models.loading import Loaded
 
-_BUSY = 300_000  # numbers of features: a batch with more of them is no faster on a CPU than its images alone
+_BUSY = (
+    600_000  # numbers of features: a batch with more of them is no faster on a CPU than several with fewer
+)
 
 
 class Encoder:

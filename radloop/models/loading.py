@@ -121,15 +121,16 @@ class Loaded:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Compute without gradient and without randomness in this block, whatever the model is doing."""
-        training = self.model.training
-        if training:  # it goes through all layers, which takes longer than a small image
-            self.model.eval()
+        training = [module for module in self.model.modules() if module.training]
+        # Around PyTorch's own setting of attributes, which takes longer for all layers than a small image.
+        for module in training:
+            vars(module)["training"] = False
         try:
             with torch.no_grad():
                 yield
         finally:
-            if training:
-                self.model.train()
+            for module in training:
+                vars(module)["training"] = True
 
     def encode_in_graph(
         self, images: Sequence[Image.Image], inputs: Sequence[Inputs] | None = None

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
@@ -219,7 +220,11 @@ class Batch:
 
         def padded(values: list[list[int]], filler: int) -> torch.Tensor:
             rows = [row + [filler] * count for row, count in zip(values, missing, strict=True)]
-            return torch.tensor(rows, device=device)
+            return tensor(rows)
+
+        def tensor(values: list[int] | list[list[int]]) -> torch.Tensor:
+            # NumPy reads lists in less than half the time.
+            return torch.from_numpy(np.array(values, dtype=np.int64)).to(device)
 
         return cls(
             padded([lane.ids for lane in laid], laid[0].ids[-1]),  # any id that the vocabulary has
@@ -227,8 +232,8 @@ class Batch:
             padded([lane.segments for lane in laid], PADDING),
             torch.stack([padded([lane.positions[axis] for lane in laid], 0) for axis in range(num_axes)]),
             padded([lane.predicts for lane in laid], 0).bool(),
-            torch.tensor(targets, dtype=torch.long, device=device),
-            torch.tensor(answers, dtype=torch.long, device=device),
+            tensor(targets),
+            tensor(answers),
         )
 
     def after(self, seen: Self | None) -> Self:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Self
 
+import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -27,20 +29,99 @@ _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 
 @dataclass(frozen=True)
-class Part:
-    """Attentions of one shape, computed in one call. A place is row * tokens + column.
+class Stacked:
+    """Tokens of several attentions, filled up to equally many each. A place is row * tokens + column.
 
     Attributes:
-        queries: Places, int, shape (attentions, queries); fewer ones are filled up.
-        keys: Places, int, shape (attentions, keys), filled up likewise.
-        is_filler: Bool, shape (attentions, queries).
+        places: Int, shape (attentions, tokens); 0 where it is filled up.
+        is_filler: Bool, of the same shape.
+    """
+
+    places: torch.Tensor
+    is_filler: torch.Tensor
+
+    @classmethod
+    def of(cls, places: Sequence[Sequence[int]]) -> Self:
+        """Stack those of each attention."""
+        lengths = np.array([len(row) for row in places])
+        is_place = np.arange(lengths.max()) < lengths[:, None]
+        stacked = np.zeros(is_place.shape, dtype=np.int64)
+        stacked[is_place] = np.fromiter(chain.from_iterable(places), np.int64, lengths.sum())
+        return cls(torch.from_numpy(stacked), torch.from_numpy(~is_place))
+
+    def take(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return these of `tokens`, shape (attentions, heads, tokens, width)."""
+        taken = tokens.index_select(0, self.places.flatten())
+        return taken.view(*self.places.shape, *tokens.shape[1:]).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Attentions of one shape, computed in one call.
+
+    Attributes:
+        queries: The tokens that look.
+        keys: Those that they look at.
         is_causal: Whether the n-th query sees the first n + 1 keys, as far as there are so many, or all.
     """
 
-    queries: torch.Tensor
-    keys: torch.Tensor
-    is_filler: torch.Tensor
+    queries: Stacked
+    keys: Stacked
     is_causal: bool
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where in the results of several parts that of each token stands.
+
+    Attributes:
+        largest: Number of the part with most results.
+        in_largest: For each token, and for one more, where in it; any place where the token is in another.
+        in_others: For each other part the token of each result, behind the last one if it is of none, int.
+        gaps: Tokens that are in no part, int; None if there are none.
+    """
+
+    largest: int
+    in_largest: torch.Tensor
+    in_others: tuple[torch.Tensor, ...]
+    gaps: torch.Tensor | None
+
+    @classmethod
+    def of(cls, parts: Sequence[Stacked], tokens: torch.Tensor, num_places: int) -> Self:
+        """Find them.
+
+        Args:
+            parts: Whose tokens the results of each are of.
+            tokens: Places of those that are wanted, int.
+            num_places: Of the batch.
+        """
+        sizes = [part.places.numel() for part in parts]
+        largest = sizes.index(max(sizes))
+        numbers = torch.full((num_places,), len(tokens))
+        numbers[tokens] = torch.arange(len(tokens))
+        found = [numbers[part.places].masked_fill_(part.is_filler, len(tokens)).flatten() for part in parts]
+        in_largest = torch.full((len(tokens) + 1,), -1)
+        in_largest[found[largest]] = torch.arange(sizes[largest])
+        is_gap = in_largest[:-1] < 0
+        others = tuple(one for number, one in enumerate(found) if number != largest)
+        for one in others:
+            is_gap[one[one < len(tokens)]] = False
+        gaps = _numbers(is_gap)
+        return cls(largest, in_largest.clamp_(min=0), others, gaps if len(gaps) else None)
+
+    def put(self, found: Sequence[torch.Tensor], filler: float = 0.0) -> torch.Tensor:
+        """Undo `Stacked.take`; what is in no part is `filler`.
+
+        Returns:
+            Shape (tokens, heads, width), or without the width as in `found`.
+        """
+        results = [one.transpose(1, 2).flatten(0, 1) for one in found]
+        whole = results.pop(self.largest).index_select(0, self.in_largest)
+        for tokens, result in zip(self.in_others, results, strict=True):
+            whole.index_copy_(0, tokens, result)
+        if self.gaps is not None:
+            whole.index_fill_(0, self.gaps, filler)
+        return whole[:-1]
 
 
 @dataclass(frozen=True)
@@ -50,24 +131,18 @@ class Layout:
     Attributes:
         heads: Tokens of a group, looking at its head. An only tail can be taken for a part of it.
         tails: Other tails, each looking at itself.
-        of_heads: For each token, its place among the queries of `heads`, or behind them if it is none;
-            int, shape (rows * tokens,).
+        of_heads: Where among the queries of `heads` the tokens are.
         tail_places: Tokens of tails that are also in `heads`, int.
-        of_tails: For each of these, its place among the queries of `tails`, int.
-        of_keys: For each token, its place among the keys of `heads` and `tails`, or behind them if it
-            is padding; int, shape (rows * tokens,).
+        of_tails: Where among the queries of `tails` these are; None if there are none.
+        of_keys: Where among the keys of `heads` and `tails` the tokens are.
     """
 
     heads: tuple[Part, ...]
     tails: tuple[Part, ...]
-    of_heads: torch.Tensor
+    of_heads: Sources
     tail_places: torch.Tensor
-    of_tails: torch.Tensor
-    of_keys: torch.Tensor
-
-
-# Parts, and for each token its place among their queries and among their keys.
-_Parts = tuple[tuple[Part, ...], torch.Tensor, torch.Tensor]
+    of_tails: Sources | None
+    of_keys: Sources
 
 
 @dataclass(frozen=True)
@@ -97,11 +172,8 @@ class Layouts:
             of_all.tails.extend([] if is_one else own)
             of_last.heads.append(_Attention(_where(predicts, whole), head))
             of_last.tails.extend(own)
-        is_padding = batch.segments.flatten() == PADDING
-        return cls(
-            of_all.layout(is_padding, is_causal=True, asking=~is_padding),
-            of_last.layout(is_padding, is_causal=False, asking=predicts),
-        )
+        is_token = batch.segments.flatten() != PADDING
+        return cls(of_all.layout(is_token, is_causal=True), of_last.layout(predicts, is_causal=False))
 
 
 @dataclass(frozen=True)
@@ -109,34 +181,32 @@ class ByGroup:
     """The tokens of a batch with each group in a row of its own.
 
     Attributes:
-        places: Of each group's tokens, int, shape (groups, most tokens); fewer ones are filled up.
-        is_token: Bool, of the same shape, false where it is filled up.
+        tokens: Of each group.
         back: For each token of the batch its place in these rows, 0 for padding; int, shape (rows * tokens,).
     """
 
-    places: torch.Tensor
-    is_token: torch.Tensor
+    tokens: Stacked
     back: torch.Tensor
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
         """Lay out whole rows."""
-        places, is_token = _stacked([_whole(head, tails) for head, tails in _groups(batch)])
+        tokens = Stacked.of([_whole(head, tails) for head, tails in _groups(batch)])
         back = torch.zeros(batch.segments.numel(), dtype=torch.long)
-        back[places[is_token]] = _numbers(is_token)
-        return cls(places, is_token, back)
+        back[tokens.places[~tokens.is_filler]] = _numbers(~tokens.is_filler)
+        return cls(tokens, back)
 
     def of_batch(self, batch: Batch) -> Batch:
         """Return the batch in this layout; what it is to predict stays as it was."""
 
-        def laid(tokens: torch.Tensor) -> torch.Tensor:
-            return tokens.flatten()[self.places]
+        def laid(of_tokens: torch.Tensor) -> torch.Tensor:
+            return of_tokens.flatten()[self.tokens.places]
 
         return replace(
             batch,
             input_ids=laid(batch.input_ids),
-            groups=laid(batch.groups).where(self.is_token, PADDING),
-            segments=laid(batch.segments).where(self.is_token, PADDING),
+            groups=laid(batch.groups).masked_fill(self.tokens.is_filler, PADDING),
+            segments=laid(batch.segments).masked_fill(self.tokens.is_filler, PADDING),
             position_ids=torch.stack([laid(axis) for axis in batch.position_ids]),
         )
 
@@ -156,15 +226,23 @@ class _Attentions:
     heads: list[_Attention]
     tails: list[_Attention]
 
-    def layout(self, is_padding: torch.Tensor, is_causal: bool, asking: torch.Tensor) -> Layout:
+    def layout(self, asking: torch.Tensor, is_causal: bool) -> Layout:
         """Put them together; `asking` are the tokens whose output is read."""
-        heads, of_heads, head_keys = _parts(self.heads, len(is_padding), is_causal)
-        tails, tail_queries, tail_keys = _parts(self.tails, len(is_padding), is_causal=True)
-        of_keys = torch.where(head_keys >= 0, head_keys, tail_keys + _num_keys(heads))
-        of_keys[is_padding] = _num_keys(heads + tails)
-        of_heads[of_heads < 0] = sum(part.queries.numel() for part in heads)
-        places = _numbers(asking & (tail_queries >= 0))
-        return Layout(heads, tails, of_heads, places, tail_queries[places], of_keys)
+        heads, tails = _parts(self.heads, is_causal), _parts(self.tails, is_causal=True)
+        num = len(asking)
+        every = torch.arange(num)
+        in_tails = torch.zeros(num, dtype=torch.bool)
+        for part in tails:
+            in_tails[part.queries.places[~part.queries.is_filler]] = True
+        tail_places = _numbers(in_tails & asking)
+        return Layout(
+            heads,
+            tails,
+            Sources.of([part.queries for part in heads], every, num),
+            tail_places,
+            Sources.of([part.queries for part in tails], tail_places, num) if tails else None,
+            Sources.of([part.keys for part in (*heads, *tails)], every, num),
+        )
 
 
 def _groups(batch: Batch) -> list[tuple[range, list[range]]]:
@@ -194,30 +272,17 @@ def _runs(groups: torch.Tensor, segments: torch.Tensor) -> Iterator[tuple[int, r
             yield segment, range(start, end)
 
 
-def _parts(attentions: Sequence[_Attention], num_tokens: int, is_causal: bool) -> _Parts:
-    """Return the parts, and for each token its place among their queries and keys, -1 where it has none."""
+def _parts(attentions: Sequence[_Attention], is_causal: bool) -> tuple[Part, ...]:
+    """Put attentions of like shapes together."""
     found: dict[tuple[int, int], list[_Attention]] = defaultdict(list)
     for one in attentions:
         # Of like lengths; and where there is a query that sees all keys and more, of equally many keys.
         num_keys = 0 if one.keys == one.queries else len(one.keys)
         found[num_keys, max(len(one.queries), _SHORT).bit_length()].append(one)
-    of_queries, of_keys = (torch.full((num_tokens,), -1) for _ in range(2))
-    parts: list[Part] = []
-    for alike in found.values():
-        queries, is_query = _stacked([one.queries for one in alike])
-        keys, is_key = _stacked([one.keys for one in alike])
-        of_queries[queries[is_query]] = _numbers(is_query) + sum(part.queries.numel() for part in parts)
-        of_keys[keys[is_key]] = _numbers(is_key) + _num_keys(parts)
-        parts.append(Part(queries, keys, ~is_query, is_causal))
-    return tuple(parts), of_queries, of_keys
-
-
-def _stacked(places: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places as a tensor, shape (attentions, most places), and which are no fillers."""
-    lengths = [len(row) for row in places]
-    length = max(lengths)
-    filled = torch.tensor([[*row, *[0] * (length - len(row))] for row in places])
-    return filled, torch.arange(length) < torch.tensor(lengths)[:, None]
+    return tuple(
+        Part(Stacked.of([one.queries for one in alike]), Stacked.of([one.keys for one in alike]), is_causal)
+        for alike in found.values()
+    )
 
 
 def _where(asking: torch.Tensor, places: Sequence[int]) -> Sequence[int]:
@@ -228,10 +293,6 @@ def _where(asking: torch.Tensor, places: Sequence[int]) -> Sequence[int]:
 
 def _numbers(is_true: torch.Tensor) -> torch.Tensor:
     return is_true.flatten().nonzero().squeeze(1)
-
-
-def _num_keys(parts: Sequence[Part]) -> int:
-    return sum(part.keys.numel() for part in parts)
 
 
 def _attention(
@@ -256,7 +317,7 @@ def _attention(
         raise ValueError(f"attention over packed rows has no {unknown[0]}")
     config: Any = module.config
     if by_group is not None and module.layer_idx in config.cross_attention_layers:
-        asking = _taken(query.transpose(1, 2).flatten(0, 1), by_group.places)
+        asking = by_group.tokens.take(query.transpose(1, 2).flatten(0, 1))
         key, value = (_split(tensor, len(asking)) for tensor in (key, value))
         found, _ = grouped_attention(module, asking, key, value, attention_mask, scaling=scaling)
         return found.flatten(0, 1).index_select(0, by_group.back)[None], None
@@ -294,24 +355,18 @@ class _PrefixAttention(torch.autograd.Function):
         layout: Layout,
         scale: float | None,
     ) -> torch.Tensor:
-        def attend(parts: Sequence[Part], places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            found = [
-                _kernel(
-                    _taken(query, part.queries),
-                    _taken(key, part.keys),
-                    _taken(value, part.keys),
-                    0.0,
-                    part.is_causal,
-                    scale=scale,
-                )
-                for part in parts
-            ]
-            return _put([out for out, _ in found], places), _put(
-                [sums for _, sums in found], places, torch.inf
-            )
+        taken: list[torch.Tensor] = []  # for the way back as well
+
+        def attend(parts: Sequence[Part], sources: Sources) -> tuple[torch.Tensor, torch.Tensor]:
+            found = []
+            for part in parts:
+                tokens = part.queries.take(query), part.keys.take(key), part.keys.take(value)
+                found.append(_kernel(*tokens, 0.0, part.is_causal, scale=scale))
+                taken.extend(tokens)
+            return sources.put([out for out, _ in found]), sources.put([sums for _, sums in found], torch.inf)
 
         out, sums = attend(layout.heads, layout.of_heads)  # sums: logarithms of those of the exponents
-        if layout.tails:
+        if layout.of_tails:
             tails = layout.tail_places
             own, own_sums = attend(layout.tails, layout.of_tails)
             of_head, head_sums = out.index_select(0, tails), sums.index_select(0, tails)
@@ -320,26 +375,25 @@ class _PrefixAttention(torch.autograd.Function):
             of_head.addcmul_(own, (own_sums - both).exp_()[..., None].to(own.dtype))
             out.index_copy_(0, tails, of_head)
             sums.index_copy_(0, tails, both)
-        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.save_for_backward(out, sums, *taken)
         ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, out, sums = ctx.saved_tensors
+        out, sums, *taken = ctx.saved_tensors
         layout: Layout = ctx.layout
+        parts = (*layout.heads, *layout.tails)
         found = []
-        for part in (*layout.heads, *layout.tails):
-            seen = _taken(sums[..., None], part.queries)[..., 0]
+        for part, *tokens in zip(parts, taken[::3], taken[1::3], taken[2::3], strict=True):
+            seen = part.queries.take(sums[..., None])[..., 0]
             found.append(
                 _kernel_backward(
-                    _taken(gradient, part.queries),
-                    _taken(query, part.queries),
-                    _taken(key, part.keys),
-                    _taken(value, part.keys),
-                    _taken(out, part.queries),
-                    seen.masked_fill(part.is_filler[:, None], torch.inf),  # a filler sees nothing
+                    part.queries.take(gradient),
+                    *tokens,
+                    part.queries.take(out),
+                    seen.masked_fill(part.queries.is_filler[:, None], torch.inf),  # a filler sees nothing
                     0.0,
                     part.is_causal,
                     scale=ctx.scale,
@@ -347,30 +401,14 @@ class _PrefixAttention(torch.autograd.Function):
             )
         of_query, of_key, of_value = zip(*found, strict=True)
         num = len(layout.heads)
-        dq = _put(of_query[:num], layout.of_heads)
-        if layout.tails:
+        dq = layout.of_heads.put(of_query[:num])
+        if layout.of_tails:
             tails = layout.tail_places
-            own = _put(of_query[num:], layout.of_tails)
+            own = layout.of_tails.put(of_query[num:])
             dq.index_copy_(0, tails, own.add_(dq.index_select(0, tails)))
-        return dq, _put(of_key, layout.of_keys), _put(of_value, layout.of_keys), None, None
+        return dq, layout.of_keys.put(of_key), layout.of_keys.put(of_value), None, None
 
 
 def _split(keys: torch.Tensor, num_groups: int) -> torch.Tensor:
     """Return keys of shape (1, heads, groups * keys, width) as (groups, heads, keys, width)."""
-    return keys[0].unflatten(1, (num_groups, -1)).transpose(0, 1)
-
-
-def _taken(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the tokens at `places`, shape (attentions, heads, tokens, width)."""
-    taken = tokens.index_select(0, places.flatten()).view(*places.shape, *tokens.shape[1:])
-    return taken.transpose(1, 2)
-
-
-def _put(found: Sequence[torch.Tensor], places: torch.Tensor, filler: float = 0.0) -> torch.Tensor:
-    """Undo `_taken`: return what stands at `places` of all `found`, `filler` behind the last one.
-
-    Its shape is (tokens, heads, width), or without the width as in `found`.
-    """
-    flat = [one.transpose(1, 2).flatten(0, 1) for one in found]
-    last = flat[0].new_full((1, *flat[0].shape[1:]), filler)
-    return torch.cat([*flat, last]).index_select(0, places)
+    return keys.squeeze(0).unflatten(1, (num_groups, -1)).transpose(0, 1)

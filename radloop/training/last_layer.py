@@ -33,7 +33,7 @@ def only_at(model: Any, predicts: torch.Tensor) -> Iterator[None]:
         return inputs[0].flatten(0, 1).index_select(0, places)[None], *inputs[1:]
 
     def scatter(module: Any, _inputs: Any, found: torch.Tensor) -> torch.Tensor:
-        whole = found.new_zeros(predicts.numel(), found.shape[-1]).index_copy(0, places, found[0])
+        whole = found.new_zeros(predicts.numel(), found.shape[-1]).index_copy(0, places, found.squeeze(0))
         return whole.view(*shapes[module], -1)
 
     hooks = [part.register_forward_pre_hook(gather) for part in parts]

@@ -29,7 +29,7 @@ class LoraLinear(Linear):
     """
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        factors = None if args or kwargs else self.factors(x)
+        factors = None if args or kwargs else self._plain(x)
         if factors is None:
             found: torch.Tensor = super().forward(x, *args, **kwargs)
             return found
@@ -41,8 +41,12 @@ class LoraLinear(Linear):
 
         Whoever multiplies by them does not call the layer, so nobody may wait for its call.
         """
+        return None if "forward" in vars(self) or _has_hooks(self) else self._plain(x)
+
+    def _plain(self, x: torch.Tensor) -> Factors | None:
+        """Return the factors if the layer is plain LoRA, in the precision of `x`; else None."""
         adapter = self._only_adapter()
-        if adapter is None or autocasts(x.device.type) or "forward" in vars(self) or _has_hooks(self):
+        if adapter is None or autocasts(x.device.type):
             return None
         base: Any = self.base_layer
         a: Any = self.lora_A[adapter].weight

@@ -58,8 +58,8 @@ def grow(times: int, found: list[Features]) -> None:
     [
         (lambda found: None, [1] * 5 + [5], [5]),
         (depend_on_company, [1] * 5 + [5], [1] * 5),
-        (partial(grow, 200), [1, 1, 2, 2, 1], [2, 2, 1]),
-        (partial(grow, 500), [1] * 5, [1] * 5),
+        (partial(grow, 400), [1, 1, 2, 2, 1], [2, 2, 1]),
+        (partial(grow, 1000), [1] * 5, [1] * 5),
     ],
     ids=["small", "other in company", "larger", "large"],
 )
@@ -97,6 +97,6 @@ def test_company_of_other_number_or_shape_is_tried_by_itself(
 
 def test_a_batch_is_as_large_as_its_images_allow(loaded: Loaded) -> None:
     encode = Encoder(loaded)
-    encode._sizes = {"a": 100_000, "b": 200_000, "c": 400_000}
+    encode._sizes = {"a": 200_000, "b": 400_000, "c": 800_000}
     parts = encode._parts(["a", "b", "c", "new", "a", "a", "a", "a"])
     assert [(part.start, part.stop) for part in parts] == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]

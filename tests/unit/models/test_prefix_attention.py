@@ -79,7 +79,7 @@ def test_an_only_tail_is_one_piece_with_its_head() -> None:
     groups = [Group((), head, (Tokens(head, (2,) * length, 2),), (0,)) for length in (27, 30, 26)]
     layouts = Layouts.of(Batch.of([tuple(groups)]))
     (part,) = layouts.others.heads
-    assert (part.queries.shape, layouts.others.tails) == ((3, 36), ())
+    assert (part.queries.places.shape, layouts.others.tails) == ((3, 36), ())
 
 
 @given(rows=rows())
@@ -97,7 +97,9 @@ def test_less_is_computed_than_with_a_dense_mask() -> None:
     layouts = prefix_attention.arguments(batch)["layouts"]
 
     def scores(layout: Layout) -> int:
-        return sum(part.queries.numel() * part.keys.shape[1] for part in (*layout.heads, *layout.tails))
+        return sum(
+            part.queries.places.numel() * part.keys.places.shape[1] for part in (*layout.heads, *layout.tails)
+        )
 
     assert scores(layouts.others) < 0.25 * batch.input_ids.shape[1] ** 2
     assert scores(layouts.last) < 0.1 * batch.input_ids.shape[1] ** 2
