@@ -239,7 +239,7 @@ def _require_same(name: str, ours: Measured, theirs: Measured) -> None:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="smaller, about 2 minutes instead of about 22")
+    parser.add_argument("--quick", action="store_true", help="smaller, about 2 minutes instead of about 27")
     parser.add_argument("--json", type=json_file, help="write the figures here, too")
     options = parser.parse_args()
     about = machine()
