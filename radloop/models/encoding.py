@@ -10,9 +10,8 @@ from PIL import Image
 from radloop.models.family import Features, Inputs
 from radloop.models.loading import Loaded
 
-_BUSY = (
-    600_000  # numbers of features: a batch with more of them is no faster on a CPU than several with fewer
-)
+# Numbers of features: on a CPU a batch with more of them is no faster than several with fewer.
+_BUSY = 600_000
 
 
 class Encoder:

@@ -122,7 +122,7 @@ class Loaded:
     def frozen(self) -> Iterator[None]:
         """Compute without gradient and without randomness in this block, whatever the model is doing."""
         training = [module for module in self.model.modules() if module.training]
-        # Around PyTorch's own setting of attributes, which takes longer for all layers than a small image.
+        # Set directly: PyTorch's way to set an attribute takes longer for all layers than a small image does.
         for module in training:
             vars(module)["training"] = False
         try:

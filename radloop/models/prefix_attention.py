@@ -24,6 +24,7 @@ from radloop.models.packing import HEAD, PADDING, Batch
 
 NAME = "radloop_prefix"  # of Transformers' attention implementations
 _SHORT = 15  # queries: attentions of up to so many are one call, as they take the kernel alike
+_MOST_TAKEN = 2  # times all tokens: more is taken again on the way back rather than kept in memory
 _kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -72,13 +73,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where in the results of several parts that of each token stands.
+    """Where in the results of several parts those of some tokens stand.
+
+    Tokens are numbered as they are wanted. One more row takes the results that nobody wants.
 
     Attributes:
-        largest: Number of the part with most results.
-        in_largest: For each token, and for one more, where in it; any place where the token is in another.
-        in_others: For each other part the token of each result, behind the last one if it is of none, int.
-        gaps: Tokens that are in no part, int; None if there are none.
+        largest: Which part has most results, from 0.
+        in_largest: For each token and the row more, its result in that part, or any where it has none there;
+            int, shape (tokens + 1,).
+        in_others: For each other part the tokens of its results, int.
+        gaps: Tokens that have no result, int; None if there are none.
     """
 
     largest: int
@@ -91,7 +95,7 @@ class Sources:
         """Find them.
 
         Args:
-            parts: Whose tokens the results of each are of.
+            parts: The tokens of each part's results.
             tokens: Places of those that are wanted, int.
             num_places: Of the batch.
         """
@@ -110,7 +114,7 @@ class Sources:
         return cls(largest, in_largest.clamp_(min=0), others, gaps if len(gaps) else None)
 
     def put(self, found: Sequence[torch.Tensor], filler: float = 0.0) -> torch.Tensor:
-        """Undo `Stacked.take`; what is in no part is `filler`.
+        """Undo `Stacked.take`; tokens without a result are `filler`.
 
         Returns:
             Shape (tokens, heads, width), or without the width as in `found`.
@@ -135,6 +139,7 @@ class Layout:
         tail_places: Tokens of tails that are also in `heads`, int.
         of_tails: Where among the queries of `tails` these are; None if there are none.
         of_keys: Where among the keys of `heads` and `tails` the tokens are.
+        keeps_taken: Whether what is taken for the kernels is kept for the way back, not taken again.
     """
 
     heads: tuple[Part, ...]
@@ -143,6 +148,7 @@ class Layout:
     tail_places: torch.Tensor
     of_tails: Sources | None
     of_keys: Sources
+    keeps_taken: bool
 
 
 @dataclass(frozen=True)
@@ -242,6 +248,7 @@ class _Attentions:
             tail_places,
             Sources.of([part.queries for part in tails], tail_places, num) if tails else None,
             Sources.of([part.keys for part in (*heads, *tails)], every, num),
+            _num_taken((*heads, *tails)) <= _MOST_TAKEN * 3 * num,
         )
 
 
@@ -289,6 +296,11 @@ def _where(asking: torch.Tensor, places: Sequence[int]) -> Sequence[int]:
     """Return those of a range of places at which `asking` is true."""
     found: list[int] = (_numbers(asking[places[0] : places[-1] + 1]) + places[0]).tolist()
     return found
+
+
+def _num_taken(parts: Sequence[Part]) -> int:
+    """Return how many queries, keys and values are taken, fillers included."""
+    return sum(part.queries.places.numel() + 2 * part.keys.places.numel() for part in parts)
 
 
 def _numbers(is_true: torch.Tensor) -> torch.Tensor:
@@ -343,7 +355,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 class _PrefixAttention(torch.autograd.Function):
     """Attention of tokens of shape (rows * tokens, heads, width); its result has the shape of the queries.
 
-    Keys and values may have fewer heads, each for several of the queries'.
+    Keys and values may have fewer heads, each for several of the queries'. The result must not be changed in
+    place.
     """
 
     @staticmethod
@@ -355,14 +368,14 @@ class _PrefixAttention(torch.autograd.Function):
         layout: Layout,
         scale: float | None,
     ) -> torch.Tensor:
-        taken: list[torch.Tensor] = []  # for the way back as well
+        kept = [] if layout.keeps_taken else [query, key, value]
 
         def attend(parts: Sequence[Part], sources: Sources) -> tuple[torch.Tensor, torch.Tensor]:
             found = []
             for part in parts:
-                tokens = part.queries.take(query), part.keys.take(key), part.keys.take(value)
+                tokens = _taken(part, query, key, value)
                 found.append(_kernel(*tokens, 0.0, part.is_causal, scale=scale))
-                taken.extend(tokens)
+                kept.extend(tokens if layout.keeps_taken else ())
             return sources.put([out for out, _ in found]), sources.put([sums for _, sums in found], torch.inf)
 
         out, sums = attend(layout.heads, layout.of_heads)  # sums: logarithms of those of the exponents
@@ -375,18 +388,18 @@ class _PrefixAttention(torch.autograd.Function):
             of_head.addcmul_(own, (own_sums - both).exp_()[..., None].to(own.dtype))
             out.index_copy_(0, tails, of_head)
             sums.index_copy_(0, tails, both)
-        ctx.save_for_backward(out, sums, *taken)
+        ctx.save_for_backward(out, sums, *kept)
         ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        out, sums, *taken = ctx.saved_tensors
+        out, sums, *kept = ctx.saved_tensors
         layout: Layout = ctx.layout
-        parts = (*layout.heads, *layout.tails)
         found = []
-        for part, *tokens in zip(parts, taken[::3], taken[1::3], taken[2::3], strict=True):
+        for number, part in enumerate((*layout.heads, *layout.tails)):
+            tokens = kept[3 * number :][:3] if layout.keeps_taken else _taken(part, *kept)
             seen = part.queries.take(sums[..., None])[..., 0]
             found.append(
                 _kernel_backward(
@@ -407,6 +420,11 @@ class _PrefixAttention(torch.autograd.Function):
             own = layout.of_tails.put(of_query[num:])
             dq.index_copy_(0, tails, own.add_(dq.index_select(0, tails)))
         return dq, layout.of_keys.put(of_key), layout.of_keys.put(of_value), None, None
+
+
+def _taken(part: Part, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+    """Return what a part's attentions are of."""
+    return [part.queries.take(query), part.keys.take(key), part.keys.take(value)]
 
 
 def _split(keys: torch.Tensor, num_groups: int) -> torch.Tensor:

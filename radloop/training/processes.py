@@ -73,6 +73,7 @@ def prepare(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     forward, optimizer = ForwardPass(model), make_optimizer(trained)
     if accelerator.distributed_type == DistributedType.NO:
+        # Without a scaler accelerate's optimiser only looks for a package on disk, at each step.
         return forward, optimizer if accelerator.scaler is None else accelerator.prepare(optimizer)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # A sample in DeepSpeed's count is a forward pass here, and how many make a step is said with each.
@@ -84,14 +85,6 @@ def prepare(
         }
     prepared: tuple[Any, Any] = accelerator.prepare(forward, optimizer)
     return prepared
-
-
-def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
-    """Add a loss' gradients to those of the parameters."""
-    if accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None:
-        loss.backward()  # type: ignore[no-untyped-call]
-    else:  # which looks for packages on disk, each time
-        accelerator.backward(loss)
 
 
 def steps_itself(accelerator: Accelerator) -> bool:

@@ -70,6 +70,8 @@ def simulate_pass(
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors made in this block that are alive, with contents or without.
 
+    Not those that NumPy made: the places of tokens, some bytes each.
+
     Floating point tensors are kept on the meta device, all others on the CPU: how many tokens are
     predicted, and which, depends on their contents.
     """

@@ -28,7 +28,7 @@ from radloop.training.losses import summed_loss
 from radloop.training.noise import EmbeddingNoise
 from radloop.training.optimizers import make_optimizer
 from radloop.training.pictures import FeatureSource
-from radloop.training.processes import backward, make_accelerator, prepare, steps_itself, total, whole
+from radloop.training.processes import make_accelerator, prepare, steps_itself, total, whole
 from radloop.training.schedule import count_steps, rate_factor
 from radloop.training.state import Facts, State, restore_optimizer, restore_weights, trained_weights
 from radloop.training.validation import Validation
@@ -154,7 +154,7 @@ class Trainer:
                         self.forward(summed_loss, self._loaded, features, rows, weighting) * counts / weight
                     )
                 # The processes' gradients are averaged where they are to be added.
-                backward(accelerator, loss * accelerator.num_processes)
+                accelerator.backward(loss * accelerator.num_processes)
             losses.append(loss.detach())
         return torch.stack(losses)
 

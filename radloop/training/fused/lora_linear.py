@@ -44,13 +44,19 @@ class LoraLinear(Linear):
         return None if "forward" in vars(self) or _has_hooks(self) else self._plain(x)
 
     def _plain(self, x: torch.Tensor) -> Factors | None:
-        """Return the factors if the layer is plain LoRA, in the precision of `x`; else None."""
+        """Return the factors if the layer is plain LoRA, in the precision of `x`; else None.
+
+        Its own hooks are run by whoever calls it; the layers in it are not called.
+        """
         adapter = self._only_adapter()
         if adapter is None or autocasts(x.device.type):
             return None
         base: Any = self.base_layer
-        a: Any = self.lora_A[adapter].weight
-        b: Any = self.lora_B[adapter].weight
+        low: Any = self.lora_A[adapter]
+        high: Any = self.lora_B[adapter]
+        if any("forward" in vars(layer) or _has_hooks(layer) for layer in (base, low, high)):
+            return None
+        a, b = low.weight, high.weight
         if isinstance(a, DTensor) or not x.dtype == base.weight.dtype == a.dtype:
             return None
         if base.weight.requires_grad:

@@ -374,7 +374,19 @@ def test_equal_weights_with_another_config_are_another_base(
 def test_training_goes_on_after_an_image_that_cannot_be_read(base: Path) -> None:
     loaded = models.load(ModelConfig(base=str(base)))
     loaded.model.train()
+    tower = loaded.model.model.vision_tower.eval()  # by whoever wants it so
     loaded.processor.num_additional_image_tokens = 5
     with pytest.raises(ModelError, match="tokens of an image"):
         loaded.encode([image(0)])
     assert loaded.model.training
+    assert loaded.model.get_decoder().layers[0].training
+    assert not tower.training
+
+
+def test_nothing_is_random_while_features_are_computed(base: Path) -> None:
+    loaded = models.load(ModelConfig(base=str(base)))
+    loaded.model.train()
+    with loaded.frozen():
+        assert not any(module.training for module in loaded.model.modules())
+        assert not torch.is_grad_enabled()
+    assert all(module.training for module in loaded.model.modules())

@@ -82,6 +82,26 @@ def test_an_only_tail_is_one_piece_with_its_head() -> None:
     assert (part.queries.places.shape, layouts.others.tails) == ((3, 36), ())
 
 
+@pytest.mark.parametrize(("lengths", "keeps"), [([12] * 22, True), ([3] * 20 + [15], False)])
+def test_what_is_kept_for_the_way_back_is_bounded(lengths: list[int], keeps: bool) -> None:
+    head = Head.counted((1,) * 8)
+    tails = tuple(Tokens(head, (2,) * length, 2) for length in lengths)
+    batch = Batch.of([(Group((), head, tails, tuple(range(len(tails)))),)])
+    layout = Layouts.of(batch).others
+    assert layout.keeps_taken == keeps
+    sizes: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    tokens = random_tokens(batch)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = _PrefixAttention.apply(*tokens, layout, None)
+    # The output and its sums, one for each head, are kept as well.
+    assert sum(sizes) - out.numel() - out.numel() // 8 <= 2 * 3 * out.numel()
+
+
 @given(rows=rows())
 @settings(max_examples=20, deadline=None)
 def test_tokens_that_nobody_reads_have_no_output(rows: list[Row]) -> None:

@@ -20,7 +20,7 @@ from radloop.models import packing
 from radloop.models.loading import Loaded
 from radloop.training import adapter, fused, losses, merging
 from radloop.training.adapter import with_lora
-from radloop.training.fused import rms_norm, rotary, swiglu
+from radloop.training.fused import lora_linear, rms_norm, rotary, swiglu
 from radloop.training.fused.lora_linear import LoraLinear
 from radloop.training.fused.stock import is_copy
 from radloop.training.last_layer import only_at
@@ -196,3 +196,19 @@ def test_only_plain_lora_takes_the_short_way(
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
     assert layers
     assert {layer._only_adapter() is not None for layer in layers} == {is_fast}
+
+
+def test_hooks_of_a_layer_leave_it_fast_and_those_of_layers_in_it_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = tuned(base("llava", tmp_path)).model.get_decoder().layers[0].self_attn.q_proj
+    x = torch.randn(2, 3, layer.in_features)
+    called: list[str] = []
+    for name, module in layer.named_modules():
+        module.register_forward_pre_hook(lambda _module, _inputs, name=name: called.append(name))
+        if not name:
+            expected = layer(x)
+            assert layer.factors(x) is None  # nobody multiplies by them instead of calling the layer
+    monkeypatch.setattr(lora_linear, "_Product", None)  # whoever uses it fails
+    torch.testing.assert_close(layer(x), expected)
+    assert {"base_layer", "lora_A.default", "lora_B.default"} < {*called}
