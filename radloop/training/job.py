@@ -31,8 +31,9 @@ from accelerate import PartialState
 from radloop import errors, workspace
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import ConfigError, RadloopError, TrainingError
+from radloop.errors import RadloopError, TrainingError
 from radloop.training.adapter import Adapter
+from radloop.training.launch_file import read_launch_file
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +54,13 @@ def launch(
     """Train in the processes that `config.launch` names; see `radloop.training.finetune`.
 
     Raises:
-        ConfigError: There is no such file.
+        ConfigError: See `read_launch_file`.
         TrainingError: A process failed, with its last lines.
         RadloopError: Whatever the training itself raises.
     """
-    if config.launch is None or not config.launch.is_file():
-        raise ConfigError(
-            f"finetune.launch: {config.launch} is no file; name one such as "
-            "configs/accelerate/multi_gpu.yaml, or write your own with `accelerate config --config_file FILE`"
-        )
+    if config.launch is None:
+        raise ValueError("config.launch: there is none")
+    read_launch_file(config.launch)
     with _terminated_as_interrupted(), _job_folder() as folder:
         write(folder, data, model, config, seed)
         exit_code = _run_launcher(folder, config.launch, on_step)

@@ -52,7 +52,7 @@ def target_faults(family: Family, config: FinetuneConfig) -> list[str]:
     if config.targets and not unknown:
         return []
     got = f"unknown {', '.join(map(repr, unknown))}" if unknown else "empty"
-    return [f"finetune.targets: {got}; known: {', '.join(known)}"]
+    return [f"finetune.targets: {got}; known: {', '.join(known)}, and layers of one of these, as GROUP.LAYER"]
 
 
 def _group_of(target: str) -> str:

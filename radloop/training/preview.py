@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
@@ -22,6 +21,7 @@ from radloop.training.adapter import with_lora
 from radloop.training.batching import pass_size, row_length
 from radloop.training.estimate import Memory, Parameters, Setting, estimate_memory
 from radloop.training.examples import Examples, read_examples
+from radloop.training.launch_file import read_launch_file
 from radloop.training.loop import require_samples
 from radloop.training.optimizers import make_optimizer
 from radloop.training.plan import make_plan
@@ -54,29 +54,14 @@ def require_trainable(model: ModelConfig, config: FinetuneConfig) -> str:
     """
     make_plan(models.get_family(model.family), config)
     if config.launch is not None:
-        _is_divided(config.launch)
+        read_launch_file(config.launch)
     make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     return sketch_with_lora(model, config).reference.sha256
 
 
 def _is_divided(launch: Path) -> bool:
-    """Tell whether the processes of an accelerate config share one copy of the base.
-
-    Raises:
-        ConfigError: It is no file, or not one of accelerate's.
-    """
-    if not launch.is_file():
-        raise ConfigError(f"finetune.launch: {launch} is no file; name one of configs/accelerate")
-    try:
-        content = yaml.safe_load(launch.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"finetune.launch: {launch} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or "distributed_type" not in content:
-        raise ConfigError(
-            f"finetune.launch: {launch} has no distributed_type; name one of configs/accelerate, or write "
-            "your own with `accelerate config --config_file FILE`"
-        )
-    return bool(content["distributed_type"] == "FSDP")
+    """Tell whether the processes of an accelerate config share one copy of the base."""
+    return bool(read_launch_file(launch)["distributed_type"] == "FSDP")
 
 
 def sketch_with_lora(model: ModelConfig, config: FinetuneConfig) -> Sketch:

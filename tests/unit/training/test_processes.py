@@ -224,9 +224,17 @@ def test_what_training_raises_reaches_the_caller_as_it_is(base: ModelConfig, tmp
         finetune(DATA, base, wrong, seed=0)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["one_gpu", "multi_gpu", "fsdp", "deepspeed_zero2"])
+def test_processes_on_gpus_are_refused_without_one(base: ModelConfig, name: str) -> None:
+    file = LAUNCHES / f"{name}.yaml"
+    with pytest.raises(ConfigError, match=r"asks for a GPU \(use_cpu: false\).*two_processes_cpu.yaml"):
+        finetune(DATA, base, FinetuneConfig(launch=file), seed=0)
+
+
 def test_a_config_file_that_is_not_there_is_named(base: ModelConfig) -> None:
     config = FinetuneConfig(launch=Path("nowhere.yaml"))
-    with pytest.raises(ConfigError, match=r"finetune.launch: nowhere.yaml is no file; .*multi_gpu.yaml"):
+    with pytest.raises(ConfigError, match=r"finetune.launch: nowhere.yaml is no file; .*configs/accelerate"):
         finetune(DATA, base, config, seed=0)
 
 
