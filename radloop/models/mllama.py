@@ -20,7 +20,7 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from radloop.models import prefix_attention
 from radloop.models.family import Family, Features, Inputs, Placement, base_of
 from radloop.models.packing import HEAD, Batch, Head
-from radloop.models.prefix_attention import ByGroup
+from radloop.models.prefix_layout import ByGroup
 from radloop.models.tiny_checkpoint import save_random, tiny_tokenizer, token_ids
 
 # As meta-llama/Llama-3.2-11B-Vision-Instruct ships it, less what it says about tools.

@@ -9,7 +9,8 @@ from transformers.integrations.sdpa_attention import repeat_kv
 
 from radloop.models import prefix_attention
 from radloop.models.packing import PADDING, Batch, Group, Head, Row, Tokens, block_mask
-from radloop.models.prefix_attention import Layout, Layouts, _PrefixAttention
+from radloop.models.prefix_attention import _PrefixAttention
+from radloop.models.prefix_layout import Layout, Layouts
 
 
 @st.composite
