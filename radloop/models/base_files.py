@@ -85,7 +85,7 @@ def _fetched(config: ModelConfig) -> Path:
         raise ModelError(
             f"base model {config.base}: is no folder here and cannot be fetched from the hub "
             f"({type(error).__name__}); give a local folder with its config.json and safetensors files, or "
-            "try the config out with random weights and data: radloop run --tiny"
+            "try the config out with random weights and simulated data: radloop run --tiny"
         ) from error
 
 
