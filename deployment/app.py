@@ -7,9 +7,10 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import asyncio
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ QUESTIONS = (  # as the simulated data word them, and none that presumes a findi
 )
 MAX_UPLOAD = "20mb"  # the endpoint's own limit
 _TIMEOUT = httpx.Timeout(60.0, connect=3.0)  # seconds
+_KEPT = 1800  # seconds: how long an uploaded image may be asked about
 _EXAMPLE_SEED, _EXAMPLE_SIZE = 2026, 384  # shown larger than the model sees them
 _STYLE = Path(__file__).with_name("app.css")
 
@@ -45,8 +47,8 @@ def build_app(endpoint: str) -> gr.Blocks:
         endpoint: Address of the service, such as "http://127.0.0.1:3000".
     """
     client = _Client(endpoint)
-    # Uploads may be patients' images: none is kept longer than half an hour, nor past the server's end.
-    with gr.Blocks(title="radloop", analytics_enabled=False, delete_cache=(300, 1800)) as page:
+    # Uploads may be patients' images: none is kept much longer than this, nor past the server's end.
+    with gr.Blocks(title="radloop", analytics_enabled=False, delete_cache=(300, _KEPT)) as page:
         badge = gr.HTML(client.badge(), elem_id="badge")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(scale=4, min_width=320):
@@ -102,8 +104,10 @@ def build_app(endpoint: str) -> gr.Blocks:
             api_visibility="private",
         )
         # An answer that is still awaited belongs to the image before: it must not end up in the new chat.
-        image.change(lambda: [], None, chat, cancels=asking, api_visibility="private")
-        page.load(client.badge, None, badge, api_visibility="private")
+        # Both happen in the browser alone: were the server asked to empty the chat, a question sent right
+        # after the image could be lost, as the server's stream of events ends with the last one it knows of.
+        image.change(None, None, chat, js="() => [[]]", cancels=asking, api_visibility="private")
+        page.load(client.badge, None, badge, queue=False, api_visibility="private")  # no stream: see above
     return page
 
 
@@ -151,9 +155,9 @@ class _Client:
             parts.append(f"exact match {score:.1%}")
         return _head("".join(f"<b>{html.escape(str(part))}</b>" for part in parts if part))
 
-    def ask(
+    async def ask(
         self, question: str, image: str | None, chat: Chat, event: gr.EventData
-    ) -> Iterator[tuple[str, Chat, Any]]:
+    ) -> AsyncIterator[tuple[str, Chat, Any]]:
         """Put the question into the chat, then the answer or why there is none; hint at what is missing.
 
         Yields:
@@ -168,16 +172,18 @@ class _Client:
             return
         chat = [*chat, {"role": "user", "content": _plain(asked)}]
         yield box, chat, gr.skip()
-        yield gr.skip(), [*chat, {"role": "assistant", "content": self._reply(asked, image)}], self.badge()
+        # A thread could not be cancelled, and a question about the next image would wait for this answer.
+        reply = await self._reply(asked, image)
+        yield gr.skip(), [*chat, {"role": "assistant", "content": reply}], await asyncio.to_thread(self.badge)
 
-    def _reply(self, question: str, image: str) -> str:
+    async def _reply(self, question: str, image: str) -> str:
         try:
-            with open(image, "rb") as file:
-                response = httpx.post(
+            content = await asyncio.to_thread(Path(image).read_bytes)
+            async with httpx.AsyncClient(timeout=_TIMEOUT) as client:
+                response = await client.post(
                     f"{self.endpoint}/answer",
-                    files={"image": ("image", file)},  # its name may identify a patient
+                    files={"image": ("image", content)},  # its name may identify a patient
                     data={"question": question},
-                    timeout=_TIMEOUT,
                 )
             body = response.json()
             if response.is_error:
@@ -189,6 +195,8 @@ class _Client:
                 f"{body['seconds'] * 1000:.0f} ms",
             ]
             return f"{_plain(body['answer'])}<br><small>{' · '.join(detail)}</small>"
+        except FileNotFoundError:
+            return f"The image is no longer here: each is kept for {_KEPT // 60} minutes. Choose it again."
         except (httpx.HTTPError, ValueError, KeyError):
             return _plain(self._down())
 

@@ -156,14 +156,9 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float)
 
 
 def upload(tab: Any, file: Path) -> None:
-    """Choose an image, and wait until the page has emptied the chat for it: that ends questions under way."""
-
-    def is_of_image(response: Any) -> bool:  # the page's own loading is event 0
-        return "/queue/join" in response.url and '"trigger_id":0,' not in response.request.post_data
-
-    with tab.expect_response(is_of_image):
-        tab.locator("#image input[type=file]").set_input_files(file)
-        tab.locator("#image img").wait_for()
+    """Choose an image, and wait until the page shows it."""
+    tab.locator("#image input[type=file]").set_input_files(file)
+    tab.locator("#image img").wait_for()
 
 
 def ask(tab: Any, question: str, number: int = 1) -> str:
@@ -178,5 +173,6 @@ def answer(tab: Any, number: int = 1) -> str:
     from playwright.sync_api import expect
 
     message = tab.locator("#chat .bot.message").nth(number - 1)
-    expect(message).to_have_text(re.compile("confidence|refused|does not answer"), timeout=30_000)
+    expect(message).to_have_text(re.compile("confidence|refused|does not answer|no longer"), timeout=30_000)
+    tab.locator("#chat .wrap.hide").first.wait_for(state="attached")  # the page takes the next question now
     return str(message.inner_text())
