@@ -22,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="run config, a file of configs/")]
+Tiny = Annotated[
+    bool, typer.Option("--tiny", help="in small, offline: simulated data, a random model of the same family")
+]
 ModelName = Annotated[str, typer.Option("--name", help="registered model")]
 RESTART = "A running `radloop serve` keeps its version until it is started again."
 SERVING = ("bentoml", "gradio", "httpx")
@@ -34,23 +37,17 @@ def _before_any_command() -> None:
 
 
 @app.command()
-def run(
-    config: ConfigPath = DEFAULT_CONFIG,
-    tiny: Annotated[
-        bool,
-        typer.Option("--tiny", help="in small, offline: simulated data, a random model of the same family"),
-    ] = False,
-) -> None:
+def run(config: ConfigPath = DEFAULT_CONFIG, tiny: Tiny = False) -> None:
     """Run the training pipeline and print what came out."""
     from pipelines.train import train_pipeline
     from radloop import summary
 
-    config = shrink_file(config) if tiny else config
-    finished = train_pipeline.with_options(config_path=str(config))()
+    file = shrink_file(config) if tiny else config
+    finished = train_pipeline.with_options(config_path=str(file))()
     if finished is None:
         typer.echo("the orchestrator took the run; follow it in ZenML's dashboard")
     else:
-        summary.show_run(finished)
+        summary.show_run(finished, config, tiny=tiny)
 
 
 @app.command()
@@ -73,6 +70,7 @@ def check(
         Path | None,
         typer.Option("--report", help="folder for the data report (HTML) and all findings (CSV)"),
     ] = None,
+    tiny: Tiny = False,
 ) -> None:
     """Check a run config and its data, or data alone, without training: all faults, exit code 2."""
     from radloop import preflight
@@ -82,7 +80,9 @@ def check(
             raise ConfigError(
                 "--option, --json and --deidentify belong to --dataset NAME; a config holds its own options"
             )
-        preflight.check_config(place, report)
+        preflight.check_config(shrink_file(place) if tiny else place, report)
+    elif tiny:
+        raise ConfigError("--tiny belongs to a run config; data are checked as they are")
     elif not preflight.check_dataset(
         dataset, place, option or [], as_json=as_json, deidentify=deidentify, folder=report
     ):

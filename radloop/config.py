@@ -6,11 +6,10 @@ Each step receives its own section only, so that a change re-runs the steps it c
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -24,6 +23,7 @@ from pydantic import (
 )
 
 from radloop import workspace
+from radloop.config_faults import find_faults
 from radloop.errors import ConfigError
 from radloop.tiny_run import shrunk
 
@@ -51,9 +51,14 @@ Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, unknown keys refused."""
+    """A part of the config: immutable, unknown keys refused.
+
+    Attributes:
+        short_form: A section whose keys may stand here in place of a list of such sections.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    short_form: ClassVar[type[Section] | None] = None
 
 
 class SourceConfig(Section):
@@ -77,6 +82,8 @@ class SourceConfig(Section):
 
 class DataConfig(Section):
     """Where the corpus comes from. A single source may stand here without `sources`."""
+
+    short_form = SourceConfig
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="the data sets of the corpus")
     workers: Count | None = Field(None, description="processes that read; null: as many as cores")
@@ -208,7 +215,7 @@ class FinetuneConfig(Section):
         description="groups of layers to train, as the family names them, or single layers of them, such as "
         "attention.q_proj",
     )
-    epochs: Annotated[Number, Field(gt=0)] = 3.0
+    epochs: Annotated[Number, Field(gt=0)] = Field(3.0, description="passes over the train split")
     max_steps: Count | None = Field(None, description="length of the run in place of epochs")
     images_per_step: Count = Field(8, description="images whose questions form one batch")
     tokens_per_pass: Count | None = Field(
@@ -229,14 +236,18 @@ class FinetuneConfig(Section):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
         "adamw", description="all but adamw need bitsandbytes; a CPU has no paged memory and does without"
     )
-    learning_rate: Annotated[Number, Field(gt=0)] = 3e-3
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    learning_rate: Annotated[Number, Field(gt=0)] = Field(3e-3, description="the highest, after the warm-up")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="of the learning rate after the warm-up; all but constant end at 0"
+    )
     warmup: Fraction = Field(0.03, description="share of steps")
     warmup_steps: Annotated[int, BeforeValidator(_not_bool), Field(ge=0)] | None = Field(
         None, description="in place of warmup"
     )
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
+    weight_decay: Annotated[Number, Field(ge=0)] = Field(0.0, description="of AdamW, on what LoRA trains")
+    max_grad_norm: Annotated[Number, Field(gt=0)] = Field(
+        1.0, description="gradients of a step are scaled down to this norm"
+    )
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: less memory, about a third slower"
     )
@@ -280,10 +291,10 @@ class FinetuneConfig(Section):
 class EvaluationConfig(Section):
     """Scores of base and tuned model on the test split."""
 
-    max_new_tokens: Count = 16
-    batch_images: Count = 32
+    max_new_tokens: Count = Field(16, description="longest answer in tokens")
+    batch_images: Count = Field(32, description="images whose questions are answered together")
     resamples: Count = Field(1000, description="bootstrap resamples of groups for the intervals")
-    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = Field(0.95, description="of the intervals")
 
 
 class JudgeConfig(Section):
@@ -329,7 +340,9 @@ class RunConfig(Section):
     model_name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,49}$")] = Field(
         "radloop", description="of the registered model and the Bento"
     )
-    seed: Annotated[int, BeforeValidator(_not_bool), Field(ge=0, lt=2**31)] = 7
+    seed: Annotated[int, BeforeValidator(_not_bool), Field(ge=0, lt=2**31)] = Field(
+        7, description="of all that is drawn: splits, LoRA's first weights, order, resamples"
+    )
     data: DataConfig
     validation: ValidationConfig = ValidationConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -352,15 +365,12 @@ class RunConfig(Section):
         Raises:
             ConfigError: Lists every fault with its place, what was got, and what is allowed.
         """
-        faults: list[str] = []
-        config: RunConfig | None = None
+        error: ValidationError | None = None
         try:
             config = cls.model_validate(values)
-        except ValidationError as error:
-            faults += [_describe(_as_written(item, values), cls) for item in error.errors()]
-        if isinstance(values, dict):
-            faults += _registry_faults(values)
-        if faults or config is None:
+        except ValidationError as caught:
+            error = caught
+        if faults := find_faults(values, cls, error):
             raise ConfigError(
                 f"{where}: {len(faults)} fault{'s' * (len(faults) != 1)} in the run config\n"
                 + "\n".join(f"  - {fault}" for fault in faults)
@@ -403,70 +413,3 @@ def _expand_variables(path: str) -> str:
         return found
 
     return re.sub(r"\$(\w+)", value, path)
-
-
-def _registry_faults(values: dict[str, Any]) -> list[str]:
-    """Check what only the registries know: names of adapters and families, an adapter's options."""
-    from radloop import models
-    from radloop.data import adapters
-
-    faults = []
-    for place, data in _sources(values.get("data")):
-        if isinstance(data, dict) and isinstance(name := data.get("adapter"), str):
-            if name not in adapters.REGISTRY:
-                faults.append(_unknown(f"{place}.adapter", name, list(adapters.REGISTRY)))
-            elif isinstance(options := data.get("options", {}), dict):
-                schema = adapters.get_adapter(name).Options
-                try:
-                    schema.model_validate(options)
-                except ValidationError as error:
-                    faults += [_describe(item, schema, f"{place}.options") for item in error.errors()]
-    model = values.get("model")
-    family = model.get("family") if isinstance(model, dict) else None
-    if isinstance(family, str) and family not in models.REGISTRY:
-        faults.append(_unknown("model.family", family, list(models.REGISTRY)))
-    return faults
-
-
-def _as_written(item: Any, values: Any) -> Any:
-    """Name a single source's field as the config does, without the list that it was put into."""
-    alone = isinstance(values, dict) and "sources" not in (values.get("data") or {})
-    if alone and item["loc"][:3] == ("data", "sources", 0):
-        return item | {"loc": ("data", *item["loc"][3:])}
-    return item
-
-
-def _sources(data: Any) -> list[tuple[str, Any]]:
-    """Return the sources as the config has them, each with its place in it."""
-    if not isinstance(data, dict) or "sources" not in data:
-        return [("data", data)]
-    listed = data["sources"] if isinstance(data["sources"], list) else []
-    return [(f"data.sources.{number}", source) for number, source in enumerate(listed)]
-
-
-def _describe(item: Any, schema: type[BaseModel], prefix: str = "") -> str:
-    place = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"])) or "config"
-    if item["type"] == "extra_forbidden":
-        return _unknown(place, str(item["loc"][-1]), _known_keys(schema, item["loc"][:-1]), kind="key")
-    if item["type"] == "missing":
-        return f"{place}: is missing"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" + ("" if "got " in message else f"; got {item['input']!r}")
-
-
-def _known_keys(schema: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    for name in loc:
-        field = schema.model_fields.get(str(name))
-        types = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        inner = [kind for kind in types if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not inner:
-            return []
-        schema = inner[0]
-    own = list(SourceConfig.model_fields) if schema is DataConfig else []  # a single source stands there
-    return own + list(schema.model_fields)
-
-
-def _unknown(place: str, name: str, known: list[str], kind: str = "name") -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{place}: unknown {kind} {name!r}; known: {', '.join(known)}{hint}"

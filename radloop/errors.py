@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 import click
+
+_SIMILARITY = 0.54  # of letters, 0 ... 1: 'fp16' is meant by 'float16', but 'projector' not by 'q_proj'
 
 
 class RadloopError(click.ClickException):
@@ -40,3 +45,12 @@ class RegistryError(RadloopError):
 
 class JudgeError(RadloopError):
     """The judge's endpoint cannot be reached or answers outside its protocol."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that there is no `kind` of this name, which ones there are, and which may have been meant."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=_SIMILARITY)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    separator = "; " if any("," in item for item in names) else ", "
+    return f"unknown {kind} {name!r}; known: {separator.join(names)}{hint}"

@@ -92,6 +92,7 @@ def check_config(path: Path, folder: Path | None = None) -> None:
     packages()
     provide_data(settings)
     corpus = _all_of(
+        str(path),
         partial(suites, settings.validation),
         partial(judge, settings.judge),
         partial(base, settings),
@@ -106,20 +107,21 @@ def check_config(path: Path, folder: Path | None = None) -> None:
     _show_training(prepared, settings)
 
 
-def _all_of(*parts: Callable[[], Any]) -> Any:
-    """Do all parts and return what the last one gives; an error has the messages of all that failed."""
+def _all_of(where: str, *parts: Callable[[], Any]) -> Any:
+    """Do all parts and return what the last one gives.
+
+    Raises:
+        RadloopError: Some failed; it has the messages of all that did, below `where`.
+    """
     result, failed = None, []
     for part in parts:
         try:
             result = part()
         except RadloopError as error:
             failed.append(error)
-    if len(failed) > 1:
-        raise RadloopError(
-            "\n".join([f"{len(failed)} faults", *(f"  - {error.message}" for error in failed)])
-        )
     if failed:
-        raise failed[0]
+        told = ["  - " + error.message.replace("\n", "\n    ") for error in failed]
+        raise RadloopError("\n".join([f"{where}: cannot be run", *told]))
     return result
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from radloop import registry
-from radloop.config import RunConfig
+from radloop.config import DEFAULT_CONFIG, RunConfig
 from radloop.evaluation import EvaluationReport
 from radloop.promotion import PromotionDecision
 from radloop.registry import Version
@@ -31,8 +33,8 @@ STEPS = (
 )
 
 
-def show_run(run: PipelineRunResponse) -> None:
-    """Print the table of one finished run, and what to type next."""
+def show_run(run: PipelineRunResponse, config: Path, *, tiny: bool) -> None:
+    """Print the table of one finished run of a config, and what to type next."""
     release: Release = run.steps["package"].outputs["packaged"][0].load()
     decision: PromotionDecision = run.steps["promote"].outputs["promotion_decision"][0].load()
     report: EvaluationReport = run.steps["evaluate"].outputs["evaluation_report"][0].load()
@@ -51,7 +53,7 @@ def show_run(run: PipelineRunResponse) -> None:
     console.print()
     console.print(table)
     console.print("\nNext:")
-    for command, purpose in _next_commands(version):
+    for command, purpose in next_commands(version, config, tiny=tiny):
         console.print(f"  {command:<44} {purpose}", soft_wrap=True)
 
 
@@ -111,7 +113,10 @@ def _durations(run: PipelineRunResponse) -> str:
     return ", ".join(parts)
 
 
-def _next_commands(version: Version) -> list[tuple[str, str]]:
+def next_commands(version: Version, config: Path, *, tiny: bool) -> list[tuple[str, str]]:
+    """Return commands with what each is for."""
+    option = "" if config == DEFAULT_CONFIG else f" -c {shlex.quote(str(config))}"
+    again = f"radloop run{option}" if tiny else f"radloop retrain{option} --if-new-data"
     serving = [
         (f"radloop serve{_name_option(version)}", "the champion as an HTTP endpoint on port 3000"),
         ("radloop app", "the chat page, in a second shell; then open http://127.0.0.1:7860"),
@@ -122,7 +127,7 @@ def _next_commands(version: Version) -> list[tuple[str, str]]:
         ("radloop models", "all versions, their scores, and why each was promoted or not"),
         ("zenml login --local", "runs, artifacts and reports in ZenML's dashboard"),
         ("mlflow ui", "loss curves and the registry"),
-        ("radloop retrain --if-new-data", "around again"),
+        (again, "the whole run that this one was a trial of" if tiny else "around again"),
     ]
 
 

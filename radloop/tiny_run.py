@@ -6,6 +6,7 @@ what it says; its scores mean nothing.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -85,10 +86,10 @@ def shrink_file(file: Path) -> Path:
     RunConfig.read(file)
     content = yaml.safe_load(file.read_text())
     content["parameters"]["config"]["tiny"] = True
-    copy = workspace.home() / "tiny" / "configs" / file.name
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_text(yaml.safe_dump(content, sort_keys=False))
-    return copy
+    text = yaml.safe_dump(content, sort_keys=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]  # another config may have the same name
+    folder = made_once(f"config-{digest}", lambda empty: (empty / file.name).write_text(text))
+    return folder / file.name
 
 
 def provide_data(config: RunConfig) -> None:

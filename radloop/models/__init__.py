@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from radloop.errors import ConfigError
+from radloop.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from radloop.config import ModelConfig
@@ -38,7 +38,7 @@ def get_family(name: str) -> Family:
         ConfigError: The name is unknown; the message lists the known ones.
     """
     if name not in REGISTRY:
-        raise ConfigError(f"unknown model family {name!r}; known: {', '.join(REGISTRY)}")
+        raise ConfigError(unknown("model family", name, REGISTRY))
     module, _, attribute = REGISTRY[name].partition(":")
     family: Family = getattr(import_module(module), attribute)()
     return family

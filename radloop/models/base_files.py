@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from radloop import hub
 from radloop.config import ModelConfig
 from radloop.errors import ConfigError, ModelError
 from radloop.models.checkpoint_files import read_json, weight_files
@@ -76,15 +77,12 @@ def _fetched(config: ModelConfig) -> Path:
             "folder of that name is here, too; leave model.revision out for the folder, or rename that for "
             "the hub"
         )
-    import httpx
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(config.base, revision=config.revision, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError, httpx.HTTPError) as error:
+        return hub.fetch(config.base, "model", config.revision, _HUB_FILES)
+    except hub.HubError as error:
         raise ModelError(
             f"base model {config.base}: is no folder here and cannot be fetched from the hub "
-            f"({type(error).__name__}); give a local folder with its config.json and safetensors files, or "
+            f"({error}); give a local folder with its config.json and safetensors files, or "
             "try the config out with random weights and simulated data: radloop run --tiny"
         ) from error
 

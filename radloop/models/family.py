@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from radloop.errors import ConfigError, ModelError
+from radloop.errors import ConfigError, ModelError, unknown
 from radloop.models import prefix_attention
 from radloop.models.packing import Batch, Head, block_mask, flex_mask
 
@@ -84,7 +84,7 @@ class Family(ABC):
         """
         group, _, layer = target.partition(".")
         if group not in self.targets:
-            raise ConfigError(f"unknown target {target!r}; known: {', '.join(self.targets)}")
+            raise ConfigError(unknown("target", target, self.targets))
         if target == group:
             return self.targets[group]
         return rf"(?=(?:{self.targets[group]})$).*\.{re.escape(layer)}"

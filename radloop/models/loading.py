@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from radloop.models.checkpoint_files import listed, read_json
 from radloop.models.family import Family, Features, Inputs, base_of
 from radloop.models.precision import QUANTIZED, choose_precision, keep_trainable, precision_options
 from radloop.models.prompts import Prompts
+from radloop.models.quiet import without_future_warnings, without_progress_bars
 
 # Says on import, which PEFT does, that it lacks a kernel for 4-bit weights.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -166,7 +166,7 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     classes: Any = transformers.AutoModelForImageTextToText
     stock: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _without_progress_bars():
+        with without_progress_bars():
             model, found = classes.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -299,24 +299,3 @@ def _require_base(folder: Path, reference: BaseReference) -> None:
             f"adapter {folder}: was trained on base {name} with another config.json than {reference.name} "
             "has now, though with the same weights; restore that, or fine-tune again"
         )
-
-
-@contextmanager
-def without_future_warnings() -> Iterator[None]:
-    """Keep to ourselves what PEFT and Transformers have to tell each other about their next versions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Keep Transformers' "Loading weights" bar off the terminal."""
-    bars: Any = transformers.utils.logging
-    enabled = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            bars.enable_progress_bar()

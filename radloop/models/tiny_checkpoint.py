@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from radloop.models.quiet import without_progress_bars
+
 _WORDS = [
     "USER: ASSISTANT: Is there a pleural effusion? Which side? How many nodules are there? yes no left right",
     "What abnormality is seen in the left lung? cardiomegaly pneumothorax consolidation upper middle lower",
@@ -72,5 +74,6 @@ def save_random(
     if ends:
         model.generation_config.eos_token_id = processor.tokenizer.convert_tokens_to_ids(list(ends))
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -23,7 +23,8 @@ from radloop import __version__
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ConfigError, ModelError, TrainingError
 from radloop.models.fast_attention import use_fast_attention
-from radloop.models.loading import Loaded, without_future_warnings
+from radloop.models.loading import Loaded
+from radloop.models.quiet import without_future_warnings
 from radloop.training.plan import target_faults
 from radloop.training.state import trained_weights
 
@@ -44,7 +45,7 @@ def with_lora(loaded: Loaded, config: FinetuneConfig) -> Loaded:
     from radloop.training.fused import fuse_layers
     from radloop.training.fused.lora_linear import LoraLinear
 
-    if faults := target_faults(loaded.family, config):
+    if faults := target_faults(loaded.family, config.targets):
         raise ConfigError("\n".join(faults))
     if config.use_dora and loaded.precision == "int8" and loaded.device.type == "cpu":
         raise ConfigError(

@@ -14,9 +14,9 @@ import torch
 
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.models.loading import without_future_warnings
 from radloop.models.packing import Row
 from radloop.models.precision import QUANTIZED, choose_precision
+from radloop.models.quiet import without_future_warnings
 from radloop.models.sketch import Sketch
 from radloop.training.batching import Batches, arrangement, row_length
 from radloop.training.examples import Examples
@@ -224,7 +224,7 @@ def _pass_memory(setting: Setting, rows: Sequence[Row]) -> PassMemory:
     sketch.model.train()
     with without_future_warnings(), _autocast(sketch):
         if setting.config.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.activation_checkpointing_enable({"use_reentrant": False})
         found = simulate_pass(sketch, _features_of(setting), rows, setting.config)
         if setting.config.gradient_checkpointing:
             base.gradient_checkpointing_disable()

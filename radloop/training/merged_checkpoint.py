@@ -23,13 +23,14 @@ from peft import __version__ as peft_version
 
 from radloop import models
 from radloop.answering import AnswerConfig
-from radloop.errors import ConfigError, ModelError
+from radloop.errors import ConfigError, ModelError, unknown
 from radloop.models.checkpoint_files import listed, read_json, require_bytes, written_whole
 from radloop.models.family import Family
 from radloop.models.loading import BaseReference, Loaded, with_adapter
 from radloop.models.packing import Tokens
 from radloop.models.precision import DTYPES, QUANTIZED
 from radloop.models.prompts import Prompts
+from radloop.models.quiet import without_progress_bars
 from radloop.training.adapter import Adapter
 from radloop.training.merged_weights import MergedWeights, merge_layers
 from radloop.training.merging import Agreement, Expected, standard_probe
@@ -115,7 +116,7 @@ class _Promise:
 
 def _require_precision(adapter: Adapter, precision: str | None) -> None:
     if precision is not None and precision not in DTYPES:
-        raise ConfigError(f"merge: unknown precision {precision!r}; known: {', '.join(DTYPES)}")
+        raise ConfigError(f"merge: {unknown('precision', precision, DTYPES)}")
     allowed = [name for name in models.get_family(adapter.base.family).precisions if name in DTYPES]
     if precision is not None and precision not in allowed:
         raise ConfigError(
@@ -250,12 +251,10 @@ def _stock(promise: _Promise, folder: Path) -> Loaded:
 def _quiet() -> Iterator[None]:
     """Keep Transformers' bars and its word on dequantising off the terminal."""
     noisy: Any = transformers.utils.logging
-    level, bars = noisy.get_verbosity(), noisy.is_progress_bar_enabled()
+    level = noisy.get_verbosity()
     noisy.set_verbosity_error()
-    noisy.disable_progress_bar()
     try:
-        yield
+        with without_progress_bars():
+            yield
     finally:
         noisy.set_verbosity(level)
-        if bars:
-            noisy.enable_progress_bar()

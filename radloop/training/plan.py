@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from radloop.config import FinetuneConfig
-from radloop.errors import ConfigError
+from radloop.errors import ConfigError, unknown
 from radloop.models.family import Family
 
 
@@ -29,7 +30,7 @@ def make_plan(family: Family, config: FinetuneConfig) -> Plan:
         ConfigError: A group of layers is unknown, or a shortcut is asked for that would not be exact; the
             message lists all faults.
     """
-    faults = target_faults(family, config)
+    faults = target_faults(family, config.targets)
     upstream = [name for name in config.targets if _group_of(name) in family.upstream]
     if config.cache_features and upstream:
         faults.append(
@@ -45,14 +46,16 @@ def make_plan(family: Family, config: FinetuneConfig) -> Plan:
     )
 
 
-def target_faults(family: Family, config: FinetuneConfig) -> list[str]:
+def target_faults(family: Family, targets: Sequence[str]) -> list[str]:
     """Return what is wrong with the names of the groups of layers to train."""
-    known = family.targets
-    unknown = [name for name in config.targets if _group_of(name) not in known]
-    if config.targets and not unknown:
-        return []
-    got = f"unknown {', '.join(map(repr, unknown))}" if unknown else "empty"
-    return [f"finetune.targets: {got}; known: {', '.join(known)}, and layers of one of these, as GROUP.LAYER"]
+    if not targets:
+        return [f"finetune.targets: got none; known: {', '.join(family.targets)}"]
+    known = [*family.targets, "GROUP.LAYER"]
+    return [
+        f"finetune.targets: {unknown('group of layers', name, known)}"
+        for name in targets
+        if _group_of(name) not in family.targets
+    ]
 
 
 def _group_of(target: str) -> str:

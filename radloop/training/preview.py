@@ -208,7 +208,8 @@ def _of_first_batch(setting: Setting) -> Iterator[str]:
         f"{', '.join(map(pass_size, passes))}; its first image, with a loss on what is [in brackets]"
     )
     head, *tails = read_row(setting, passes[0][0])
-    yield f"    {_shown(head)}"
+    if shown := _shown(head):  # a model without image tokens reads images beside the text
+        yield f"    {shown}"
     for tail in tails[:_TAILS]:
         yield f"        {_shown(tail)}"
     if len(tails) > _TAILS:

@@ -71,7 +71,7 @@ class Trainer:
         )
         self._noise = EmbeddingNoise(loaded.base_model, config.neftune_alpha)
         if config.gradient_checkpointing:
-            loaded.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+            loaded.base_model.activation_checkpointing_enable({"use_reentrant": False})
         reset_peak_memory(loaded.device)
 
     def steps(self) -> Iterator[tuple[Facts, int]]:

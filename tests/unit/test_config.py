@@ -51,6 +51,29 @@ def test_names_and_options_of_the_registries_are_checked() -> None:
     assert "unknown name 'lava'" in faults(GOOD | {"model": {"family": "lava"}})
 
 
+def test_what_was_meant_is_guessed() -> None:
+    found = faults(
+        GOOD
+        | {
+            "model": {"precision": "float16"},
+            "finetune": {"targets": ["q_proj", "vison", "mlp", "lungs.q_proj"], "optimiser": "adamw"},
+        }
+    )
+    assert "model.precision: unknown value 'float16'; known: auto, fp32, bf16, fp16, int8, nf4; " in found
+    assert "did you mean 'fp16'?" in found
+    assert "did you mean 'optimizer'?" in found
+    groups = "known: attention, mlp, projector, vision, GROUP.LAYER"
+    assert f"finetune.targets: unknown group of layers 'q_proj'; {groups}\n" in found
+    assert f"finetune.targets: unknown group of layers 'vison'; {groups}; did you mean 'vision'?" in found
+    assert f"unknown group of layers 'lungs.q_proj'; {groups}" in found
+    assert "5 faults" in found
+    assert "did you mean 'mllama'?" in faults(GOOD | {"model": {"family": "llama_vision"}})
+
+
+def test_large_values_are_not_repeated_in_full() -> None:
+    assert len(faults(GOOD | {"finetune": {"rank": list(range(1000))}})) < 300
+
+
 def test_several_sources_are_checked_each_in_its_place() -> None:
     sources = [
         {"adapter": "phantoms"},
@@ -79,7 +102,7 @@ def test_several_sources_are_checked_each_in_its_place() -> None:
         ),
         (
             {"adapter": "phantoms", "engine": "dask"},
-            "data.engine: Input should be 'local' or 'ray'; got 'dask'",
+            "data.engine: unknown value 'dask'; known: local, ray",
         ),
         ({"adapter": 5}, "data.adapter: Input should be a valid string; got 5"),
         ({"sources": []}, "data.sources: "),

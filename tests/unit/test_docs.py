@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from radloop import config_reference
 from radloop.config import DataConfig, RunConfig, ValidationConfig
 from radloop.data.adapters import REGISTRY, get_adapter
 from radloop.data.adapters.table import TARGETS
@@ -148,3 +149,17 @@ def test_a_check_prints_what_the_document_shows(own: Path, capsys: pytest.Captur
     assert check_dataset("table", own / "own", [], as_json=True, deidentify=False, folder=None)
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert printed == json.loads(shown)
+
+
+def test_the_reference_of_config_keys_is_that_of_the_schema() -> None:
+    text = (ROOT / "docs" / "config.md").read_text()
+    assert text == config_reference.reference(), "python -m radloop.config_reference > docs/config.md"
+
+
+def test_every_config_key_is_described_with_its_bounds() -> None:
+    listed = rows(config_reference.reference())
+    assert all(cells[2] for key, cells in listed.items() if key != "key"), listed
+    assert listed["`dropout`"][0] == "number at least 0 and below 1"
+    assert listed["`max_steps`"][0] == "integer at least 1 or null"
+    assert listed["`best_by`"][0] == "`last`, `validation_loss`, `exact_match`"
+    assert listed["`adapter`"][1] == "needed"

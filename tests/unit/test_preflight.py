@@ -174,10 +174,23 @@ def test_a_config_is_checked_down_to_its_first_steps(tmp_path: Path) -> None:
     assert "ASSISTANT:[" in done.output
 
 
+def test_a_config_is_checked_in_small_on_any_machine() -> None:
+    file = Path(__file__).parents[2] / "configs" / "systems" / "rocov2_baseline_blip.yaml"
+    done = RUN.invoke(app, ["check", "--tiny", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "base: tiny-blip" in done.output
+    assert "\n    \n" not in done.output  # BLIP has no image tokens to show
+    error = RUN.invoke(app, ["check", "--dataset", "slake", "--tiny", "."]).exception
+    assert "--tiny belongs to a run config" in str(error)
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"finetune": {"targets": ["visoin"]}}, "finetune.targets: unknown 'visoin'; known: attention, "),
+        (
+            {"finetune": {"targets": ["visoin"]}},
+            "unknown group of layers 'visoin'; known: attention, ",
+        ),
         ({"finetune": {"targets": ["vision"], "cache_features": True}}, "finetune.cache_features: got true"),
         ({"finetune": {"launch": "no.yaml"}}, "finetune.launch: no.yaml is no file"),
         ({"finetune": {"max_tokens": 70}}, "leaves no room for the answer in 70"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from radloop import hub
 from radloop.data.source import Source
-from radloop.errors import ConfigError, DataError
+from radloop.errors import ConfigError, DataError, unknown
 
 REGISTRY = {
     "phantoms": "radloop.data.adapters.phantoms:Phantoms",
@@ -54,9 +54,7 @@ def get_adapter(name: str) -> Adapter:
         ConfigError: No adapter has this name; the message lists the known ones.
     """
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"unknown adapter {name!r}; known: {', '.join(REGISTRY)}{hint}")
+        raise ConfigError(unknown("adapter", name, REGISTRY))
     module, attribute = REGISTRY[name].split(":")
     adapter: Adapter = getattr(importlib.import_module(module), attribute)()
     return adapter
@@ -86,15 +84,12 @@ def need_path(path: str | None, adapter: str, layouts: str) -> Path:
 
 def _fetch(path: str, needed: str) -> Path:
     """Return the local copy of a data set of the Hugging Face hub, made by the first call."""
-    from huggingface_hub import snapshot_download
-
     name, _, revision = path.removeprefix("hf:").lstrip("/").partition("@")
     try:
-        return Path(snapshot_download(name, repo_type="dataset", revision=revision or None, etag_timeout=5))
-    except Exception as error:  # the library raises its own, the network's and the file system's errors
-        reason = " ".join(str(error).split())[:200]
+        return hub.fetch(name, "dataset", revision or None)
+    except hub.HubError as error:
         raise DataError(
-            f"{path}: the Hugging Face hub did not give it ({reason}). "
+            f"{path}: the Hugging Face hub did not give it ({error}). "
             f"Where there is no network: `hf download {name} --repo-type dataset --local-dir DIR` elsewhere, "
             f"then name DIR; {needed}"
         ) from None

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radloop.data.quality import gx
-from radloop.errors import ConfigError
+from radloop.errors import ConfigError, unknown
 
 Severity = Literal["error", "warning"]
 SuiteName = Literal["common", "vqa", "report", "caption", "ehr", "images"]
@@ -166,7 +165,7 @@ def _extend(checks: dict[SuiteName, list[Check]], path: Path) -> Iterator[str]:
         return
     targets = ["common", *TASKS] if file.task == "common" else [file.task]
     known = [check.reason for check in checks[file.task]]
-    yield from (_unknown("expectation in without", reason, known) for reason in set(file.without) - {*known})
+    yield from (unknown("expectation in without", reason, known) for reason in set(file.without) - {*known})
     for name in targets:
         checks[name][:] = [check for check in checks[name] if check.reason not in file.without]
     added: dict[int, Check] = {}
@@ -203,7 +202,7 @@ def _check(item: Any, task: SuiteName) -> tuple[Check | None, list[str]]:
     faults += _argument_faults(item.get("expect"), own)
     used = {*_columns(own), *([entry.show] if entry and entry.show else []), *(entry.where if entry else ())}
     known = list(_known_columns(task))
-    faults += [_unknown("column", name, known) for name in sorted(used - {*known})]
+    faults += [unknown("column", name, known) for name in sorted(used - {*known})]
     if faults or entry is None:
         return None, faults
     show = entry.show or _columns(own)[0]
@@ -218,11 +217,11 @@ def _argument_faults(name: Any, arguments: dict[str, Any]) -> list[str]:
     if name not in kinds:
         hint = gx.refusal(name)
         return (
-            [f"{name} is not possible here: {hint}"] if hint else [_unknown("expectation", name, list(kinds))]
+            [f"{name} is not possible here: {hint}"] if hint else [unknown("expectation", name, list(kinds))]
         )
     allowed = gx.arguments(kinds[name])
     known = [*allowed, *_Entry.model_fields]
-    faults = [_unknown(f"argument of {name}", key, known) for key in arguments if key not in allowed]
+    faults = [unknown(f"argument of {name}", key, known) for key in arguments if key not in allowed]
     required = [key for key, is_required in allowed.items() if is_required]
     return faults + [f"argument {key} of {name} is missing" for key in required if key not in arguments]
 
@@ -241,17 +240,10 @@ def _described(fault: Any, known: list[str]) -> str:
     if fault["type"] == "missing":
         return f"{place} is missing"
     if fault["type"] == "extra_forbidden":
-        return _unknown("key", place, known)
+        return unknown("key", place, known)
     if fault["type"] == "literal_error":
-        return _unknown(place, str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
+        return unknown(place, str(fault["input"]), re.findall(r"'([^']*)'", fault["ctx"]["expected"]))
     return f"{place}: {fault['msg'].lower()}; got {_shortened(fault['input'])}"
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    separator = "; " if any("," in item for item in known) else ", "
-    return f"unknown {kind} {name!r}; known: {separator.join(known)}{hint}"
 
 
 def _shortened(value: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 
+from radloop.errors import unknown
+
 Metric = Callable[[str, Sequence[str]], float]
 
 REGISTRY = {
@@ -20,7 +22,7 @@ def get_metric(name: str) -> Metric:
         ValueError: No metric has this name; the message lists the known ones.
     """
     if name not in REGISTRY:
-        raise ValueError(f"unknown metric {name!r}; known: {', '.join(REGISTRY)}")
+        raise ValueError(unknown("metric", name, REGISTRY))
     module, attribute = REGISTRY[name].split(":")
     metric: Metric = getattr(importlib.import_module(module), attribute)
     return metric

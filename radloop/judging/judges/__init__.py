@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from radloop.errors import JudgeError
+from radloop.errors import JudgeError, unknown
 from radloop.judging.protocol import Judge
 
 REGISTRY = {
@@ -20,7 +20,7 @@ def get_judge(name: str) -> Judge:
         JudgeError: No judge has this name, or its environment variables are not set.
     """
     if name not in REGISTRY:
-        raise JudgeError(f"unknown judge {name!r}; known: {', '.join(REGISTRY)}")
+        raise JudgeError(unknown("judge", name, REGISTRY))
     module, attribute = REGISTRY[name].split(":")
     judge: Judge = getattr(importlib.import_module(module), attribute).from_environment()
     return judge

@@ -43,7 +43,7 @@ def test_an_unknown_family_names_the_known_ones() -> None:
 def test_a_missing_folder_is_named_and_not_asked_for_elsewhere(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asks the hub"))
+    monkeypatch.setattr("radloop.hub.fetch", lambda *_: pytest.fail("asks the hub"))
     with pytest.raises(ModelError, match=f"base model {name}: there is no such folder; .*model.revision"):
         models.load(ModelConfig(base=name))
 
@@ -63,12 +63,13 @@ def test_a_hub_id_is_fetched_at_its_revision(
     shutil.copytree(base, tmp_path / "0123abcd")
     asked = []
 
-    def fetch(name: str, revision: str, allow_patterns: list[str]) -> str:
+    def fetch(name: str, kind: str, revision: str, patterns: list[str]) -> Path:
         asked.append((name, revision))
-        assert "*.bin" not in allow_patterns
-        return str(tmp_path / "0123abcd")
+        assert kind == "model"
+        assert "*.bin" not in patterns
+        return tmp_path / "0123abcd"
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.setattr("radloop.hub.fetch", fetch)
     reference = models.find(ModelConfig(base="someone/llava", revision="0123abcd"))[1]
     assert asked == [("someone/llava", "0123abcd")]
     assert (reference.name, reference.revision) == ("someone/llava", "0123abcd")
@@ -79,7 +80,7 @@ def test_a_folder_has_no_revision(
     name: str, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where a folder has the name of a hub id, so that neither is taken for the other."""
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asks the hub"))
+    monkeypatch.setattr("radloop.hub.fetch", lambda *_: pytest.fail("asks the hub"))
     monkeypatch.chdir(tmp_path)
     for place in ("llava", "someone/llava"):
         shutil.copytree(base, tmp_path / place)

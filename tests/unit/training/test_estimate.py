@@ -78,7 +78,7 @@ def test_every_family_is_known_without_its_weights(
     real = Setting(loaded, DATA, found.train, found.plan, model, config, 0)  # type: ignore[arg-type]
     loaded.model.train()
     if checkpointing:
-        loaded.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+        loaded.base_model.activation_checkpointing_enable({"use_reentrant": False})
     for parameter in loaded.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)

@@ -173,10 +173,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_nothing(
 def test_an_unknown_group_of_layers_names_the_known_ones(base: ModelConfig) -> None:
     config = FinetuneConfig(targets=("attention", "vison"))
     with pytest.raises(
-        ConfigError, match=r"finetune.targets: unknown 'vison'; known: attention, mlp, projector, vision"
+        ConfigError,
+        match=r"finetune.targets: unknown group .* 'vison'; known: attention, mlp, projector, vis",
     ):
         finetune(prepared(1), base, config, seed=0)
-    with pytest.raises(ConfigError, match=r"finetune.targets: empty; known"):
+    with pytest.raises(ConfigError, match=r"finetune.targets: got none; known"):
         finetune(prepared(1), base, FinetuneConfig(targets=()), seed=0)
 
 

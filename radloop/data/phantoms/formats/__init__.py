@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from radloop.data.phantoms.formats._cohort import Cohort, Study
-from radloop.errors import ConfigError, DataError
+from radloop.errors import ConfigError, DataError, unknown
 
 __all__ = ["REGISTRY", "Cohort", "Layout", "Study", "names", "write"]
 
@@ -44,7 +44,7 @@ def write(name: str, folder: Path, cohort: Cohort) -> None:
     """
     dataset, _, layout = name.partition(":")
     if dataset not in REGISTRY or (layout and layout not in _layouts(dataset)):
-        raise ConfigError(f"unknown format {name!r}; known: {', '.join(names())}")
+        raise ConfigError(unknown("format", name, names()))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is not empty; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
