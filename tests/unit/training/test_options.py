@@ -245,7 +245,7 @@ def test_a_cache_that_is_not_exact_is_refused_with_the_reason() -> None:
     with pytest.raises(ConfigError) as caught:
         make_plan(Llava(), config)
     message = caught.value.message
-    assert "targets: unknown 'lungs'; known: attention, mlp, projector, vision" in message
+    assert "unknown group of layers 'lungs'; known: attention, mlp, projector, vision" in message
     assert "cache_features: got true, but finetune.targets has vision, whose training changes" in message
 
 

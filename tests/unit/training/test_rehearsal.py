@@ -238,7 +238,7 @@ def test_steps_that_would_take_too_long_are_not_taken(
 @pytest.mark.parametrize(
     ("settings", "kind", "words"),
     [
-        ({"targets": ("visoin",)}, ConfigError, "unknown 'visoin'; known: attention, mlp"),
+        ({"targets": ("visoin",)}, ConfigError, "unknown group of layers 'visoin'; known: attention, mlp"),
         ({"targets": ("vision",), "cache_features": True}, ConfigError, "finetune.cache_features: got true"),
         ({"launch": Path("none.yaml")}, ConfigError, "finetune.launch: none.yaml is no file"),
         ({"warmup_steps": 9}, ConfigError, "finetune.warmup_steps: got 9, but the run has 3 steps"),
