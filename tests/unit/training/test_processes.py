@@ -220,7 +220,7 @@ def test_what_training_raises_reaches_the_caller_as_it_is(base: ModelConfig, tmp
     alone = tmp_path / "alone.yaml"  # faster than two
     alone.write_text("distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
     wrong = FinetuneConfig(targets=("attention", "ears"), launch=alone)
-    with pytest.raises(ConfigError, match=r"^finetune.targets: unknown group of layers 'ears'; known: attention, mlp"):
+    with pytest.raises(ConfigError, match=r"^finetune.targets: unknown group of layers .ears.; known:"):
         finetune(DATA, base, wrong, seed=0)
 
 
