@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).parent
@@ -32,6 +33,18 @@ def code_hash(*parts: str) -> str:
 
 def _sources(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.suffix in _SUFFIXES]
+
+
+def versions_of(*libraries: str) -> dict[str, str | None]:
+    """Return the versions of installed libraries by name; None for one that is not installed."""
+    return {name: _version(name) for name in libraries}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from radloop.models.family import Family
-from radloop.models.fast_attention import use_fast_attention
+from radloop.models.fast_attention import allow_variants, use_fast_attention
 from radloop.models.packing import Batch
 
 PLAIN = "sdpa"
@@ -42,4 +42,5 @@ def use(name: str | None, family: Family, model: Any, device: torch.device) -> N
     if name is None:
         use_fast_attention(family, model, device)
     else:
+        allow_variants()
         model.config.get_text_config()._attn_implementation = ATTENTIONS[name]

@@ -104,10 +104,11 @@ def _timed(bench: Bench, variant: Variant, rows: list[Row], batch: int, seconds:
         start = number * batch % len(rows)
         chosen = [rows[(start + place) % len(rows)] for place in range(batch)]
         bench.device.synchronize()
-        begin = time.perf_counter()
+        graphs, begin = _num_graphs(), time.perf_counter()
         loss = bench.step(chosen, cached, optimizer)
         bench.device.synchronize()
-        if number < _WARM_UP:
+        # A kernel that is compiled for another shape of rows is compiled once in a run of hours.
+        if number < _WARM_UP or _num_graphs() > graphs:
             continue
         times.append(time.perf_counter() - begin)
         losses.append(loss)
@@ -117,6 +118,11 @@ def _timed(bench: Bench, variant: Variant, rows: list[Row], batch: int, seconds:
     measured: Figures = {"rows": batch, "loss": torch.stack(losses).mean().item()}
     measured["peak_bytes"] = bench.device.peak_bytes()
     return measured | _figures(bench, done, cached, times)
+
+
+def _num_graphs() -> int:
+    """Return how often PyTorch has compiled anything in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def _figures(bench: Bench, rows: list[Row], cached: bool, times: list[float]) -> Figures:

@@ -13,6 +13,11 @@ from radloop.models.family import Family
 
 logger = logging.getLogger(__name__)
 
+# Variants of the compiled kernel: one row or several, with a gradient or without, short or long, and so on.
+# Beyond the limit PyTorch takes, with no more than a warning, an attention that holds all scores in memory.
+# A run needs about ten; PyTorch's own limit is 8.
+MOST_VARIANTS = 64
+
 
 def use_fast_attention(family: Family, model: Any, device: torch.device) -> None:
     """Give the language model the attention that packed rows are fastest with, if it may use it.
@@ -34,12 +39,19 @@ def use_fast_attention(family: Family, model: Any, device: torch.device) -> None
     if not torch.cuda.is_available():
         config._attn_implementation = family.packed_attention
     elif device.type == "cuda":  # not of a sketch
+        allow_variants()
         try:
             _try_out(config, model.dtype, device)
         except Exception as error:  # of a compiler, of any kind; there is always the other attention
             logger.info("no FlexAttention here (%s), %s is used", error, family.attention)
         else:
             config._attn_implementation = "flex_attention"
+
+
+def allow_variants() -> None:
+    """Let FlexAttention be compiled for all shapes of a run."""
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_VARIANTS)
 
 
 def _try_out(config: Any, dtype: torch.dtype, device: torch.device) -> None:

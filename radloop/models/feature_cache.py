@@ -7,7 +7,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from radloop.models.encoding import Encoder
 from radloop.models.family import Features
 from radloop.models.feature_store import FeatureStore
 from radloop.models.loading import Loaded
-from radloop.source import code_hash
+from radloop.source import code_hash, versions_of
 
 if TYPE_CHECKING:
     from radloop.data.prepared import PreparedData
@@ -138,7 +137,8 @@ def _settings(loaded: Loaded) -> dict[str, Any]:
         "device": loaded.device.type,
         "processor": processor.to_dict(),
         "image_processor": type(processor.image_processor).__name__,
-        "libraries": {name: version(name) for name in ("torch", "transformers")},
+        # Pillow and NumPy scale images, or torchvision does.
+        "libraries": versions_of("bitsandbytes", "numpy", "pillow", "torch", "torchvision", "transformers"),
     }
 
 

@@ -32,7 +32,7 @@ def grouped_attention(
     if attention_mask is None or dropout or any(kwargs.get(name) is not None for name in MORE):
         kwargs |= {"dropout": dropout, "scaling": scaling}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them in full precision
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast may leave them in full precision
     if attention_mask.dtype == torch.bool:
         seen = torch.zeros((), dtype=value.dtype, device=value.device)
         attention_mask = torch.where(attention_mask, seen, -torch.inf)

@@ -51,7 +51,7 @@ def _attention(
         found, _ = grouped_attention(module, asking, key, value, attention_mask, scaling=scaling)
         return found.flatten(0, 1).index_select(0, by_group.back)[None], None
     is_last = module.layer_idx == config.num_hidden_layers - 1
-    # Autocast leaves queries and keys in full precision, as rotation makes them.
+    # Autocast, where a caller has it on, leaves queries and keys in full precision, as rotation makes them.
     tokens = [tensor.to(value.dtype).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
     out: torch.Tensor = _PrefixAttention.apply(*tokens, layouts.last if is_last else layouts.others, scaling)
     return out.view(query.shape[0], query.shape[2], *out.shape[1:]), None

@@ -20,8 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import TrainingError
 from radloop.models.loading import Loaded
-from radloop.source import code_hash
+from radloop.source import code_hash, versions_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ def run_key(data: PreparedData, model: ModelConfig, loaded: Loaded, config: Fine
         "finetune": settings,
         "seed": seed,
         "code": code_hash(*_CODE),
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "versions": versions_of(*_LIBRARIES),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -95,13 +93,6 @@ def _content(data: PreparedData, split: str) -> str:
         pixels = [data.pixel_hash(image_id) for image_id in row["image_ids"]]
         digest.update(json.dumps([row, pixels], sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version_of(name)
-    except PackageNotFoundError:  # bitsandbytes is optional
-        return None
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
 from radloop.errors import RadloopError, TrainingError
 from radloop.training.adapter import Adapter
-from radloop.training.launch_file import read_launch_file
+from radloop.training.launch_file import require_launchable
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,13 @@ def launch(
     """Train in the processes that `config.launch` names; see `radloop.training.finetune`.
 
     Raises:
-        ConfigError: See `read_launch_file`.
+        ConfigError: See `require_launchable`.
         TrainingError: A process failed, with its last lines.
         RadloopError: Whatever the training itself raises.
     """
     if config.launch is None:
         raise ValueError("config.launch: there is none")
-    read_launch_file(config.launch)
+    require_launchable(config.launch, model, config)
     with _terminated_as_interrupted(), _job_folder() as folder:
         write(folder, data, model, config, seed)
         exit_code = _run_launcher(folder, config.launch, on_step)

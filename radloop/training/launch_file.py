@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import yaml
 
+from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ConfigError
 
 _OWN = "name one of configs/accelerate, or write your own with `accelerate config --config_file FILE`"
@@ -34,3 +35,29 @@ def read_launch_file(path: Path) -> dict[str, Any]:
             "configs/accelerate/two_processes_cpu.yaml, or leave finetune.launch out"
         )
     return content
+
+
+def require_launchable(path: Path, model: ModelConfig, config: FinetuneConfig) -> None:
+    """Make sure that the processes of a launch file can train as a config says.
+
+    Raises:
+        ConfigError: As `read_launch_file`, or FSDP cannot divide what bitsandbytes makes.
+    """
+    if read_launch_file(path)["distributed_type"] != "FSDP":
+        return
+    faults = []
+    if model.precision == "int8":
+        faults.append("model.precision: got int8, whose weights FSDP cannot divide; take bf16 or nf4")
+    if config.optimizer != "adamw":
+        faults.append(
+            f"finetune.optimizer: got {config.optimizer}, whose state FSDP cannot divide; take adamw, of "
+            "which each process keeps its part only"
+        )
+    if faults:
+        other = "or configs/accelerate/multi_gpu.yaml, where each process has a whole copy"
+        raise ConfigError("\n".join(f"{fault}, {other}" for fault in faults))
+
+
+def is_divided(path: Path, model: ModelConfig) -> bool:
+    """Tell whether processes share one copy of the base: FSDP leaves weights in 4 bits whole."""
+    return read_launch_file(path)["distributed_type"] == "FSDP" and model.precision != "nf4"

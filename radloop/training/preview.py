@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from radloop.training.adapter import with_lora
 from radloop.training.batching import pass_size, row_length
 from radloop.training.estimate import Memory, Parameters, Setting, estimate_memory
 from radloop.training.examples import Examples, read_examples
-from radloop.training.launch_file import read_launch_file
+from radloop.training.launch_file import is_divided, require_launchable
 from radloop.training.loop import require_samples
 from radloop.training.optimizers import make_optimizer
 from radloop.training.plan import make_plan
@@ -54,14 +53,9 @@ def require_trainable(model: ModelConfig, config: FinetuneConfig) -> str:
     """
     make_plan(models.get_family(model.family), config)
     if config.launch is not None:
-        read_launch_file(config.launch)
+        require_launchable(config.launch, model, config)
     make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
     return sketch_with_lora(model, config).reference.sha256
-
-
-def _is_divided(launch: Path) -> bool:
-    """Tell whether the processes of an accelerate config share one copy of the base."""
-    return bool(read_launch_file(launch)["distributed_type"] == "FSDP")
 
 
 def sketch_with_lora(model: ModelConfig, config: FinetuneConfig) -> Sketch:
@@ -114,7 +108,7 @@ def _of_memory(setting: Setting, memory: Memory) -> Iterator[str]:
     if choose_precision(setting.model, setting.sketch.family) in QUANTIZED and not torch.cuda.is_available():
         yield "    more while the base is loaded: a CPU takes weights in 32 bits before it quantises them"
     if launch := setting.config.launch:
-        if _is_divided(launch):
+        if is_divided(launch, setting.model):
             yield "    of one whole copy, which the processes divide: each needs less of all but activations"
             return
         yield "    each of the processes needs this, with shorter passes"

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from radloop.models.family import base_of
@@ -47,10 +48,12 @@ class ForwardPass(torch.nn.Module):
         super().__init__()
         self.model = model
         # What FSDP divides layer by layer, for which all processes have to come to a layer equally often:
-        # the language model, and not what makes features of however many images a process has.
-        base = base_of(model)
-        layers = {type(module).__name__ for module in base.get_decoder().modules()}
-        self._no_split_modules = sorted(layers.intersection(base._no_split_modules or ()))
+        # the language model, and not what makes features of however many images a process has. Not by the
+        # model's own list, where BLIP's has embeddings and no layers.
+        lists = (
+            item for item in base_of(model).get_decoder().modules() if isinstance(item, torch.nn.ModuleList)
+        )
+        self._no_split_modules = sorted({type(layer).__name__ for layer in max(lists, key=len)})
 
     def forward(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return function(*args, **kwargs)
@@ -83,6 +86,10 @@ def prepare(
             "gradient_accumulation_steps": 1,
             "gradient_clipping": max_grad_norm,
         }
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # Autocast chooses precisions, as in one process. Accelerate's own policy would sum gradients in 16
+        # bits, and round the losses to them.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     prepared: tuple[Any, Any] = accelerator.prepare(forward, optimizer)
     return prepared
 

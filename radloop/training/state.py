@@ -100,3 +100,17 @@ def restore_optimizer(optimizer: Any, content: dict[str, Any]) -> None:
         for number, of_parameter in content["state"].items()
     }
     optimizer.load_state_dict(content | {"state": state})
+    stock = getattr(optimizer, "optimizer", optimizer)  # within accelerate's
+    if getattr(stock, "is_paged", False):
+        _page(stock)
+
+
+def _page(optimizer: Any) -> None:
+    """Move the state of a paged optimiser to memory that can be paged; bitsandbytes loads it to the GPU's."""
+    for parameter, state in optimizer.state.items():
+        for name in {"state1", "state2"} & state.keys():
+            loaded = state[name]
+            state[name] = optimizer.get_state_buffer(parameter, loaded.dtype)
+            if loaded.device.type == "cuda":
+                torch.cuda.synchronize()  # the GPU fills the buffer, into which the CPU writes next
+            state[name].copy_(loaded)

@@ -163,6 +163,24 @@ def test_a_full_card_halves_the_batch(bench: Bench, monkeypatch: pytest.MonkeyPa
     assert (found["status"], found["rows"]) == ("measured", 2)
 
 
+def test_steps_in_which_a_kernel_is_compiled_are_not_timed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = bench.step
+    taken: list[int] = []
+
+    def compiling(*arguments: Any) -> torch.Tensor:
+        taken.append(len(taken))
+        if taken[-1] in (0, 4):
+            torch.compile(lambda x: x + 1, backend=lambda graph, _: graph.forward)(torch.ones(2))
+        return step(*arguments)
+
+    monkeypatch.setattr(bench, "step", compiling)
+    found = train.measure(bench, PACKED, rows_of(bench, 40, True), seconds=0)
+    assert taken == list(range(6))  # two to warm up, and the one that compiles
+    assert len(found["seconds"]) == 3
+
+
 def test_what_does_not_fit_and_what_fails_is_said_and_the_rest_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

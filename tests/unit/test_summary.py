@@ -32,7 +32,5 @@ def test_around_again_is_with_the_same_config(monkeypatch: pytest.MonkeyPatch) -
         return next_commands(version("a"), config, tiny=tiny)[-1][0]
 
     assert last(DEFAULT_CONFIG, tiny=False) == "radloop retrain --if-new-data"
-    assert (
-        last(Path("my run.yaml"), tiny=False) == "radloop retrain -c 'my run.yaml' --if-new-data"
-    )
+    assert last(Path("my run.yaml"), tiny=False) == "radloop retrain -c 'my run.yaml' --if-new-data"
     assert last(Path("a.yaml"), tiny=True) == "radloop run -c a.yaml"

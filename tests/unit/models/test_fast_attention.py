@@ -1,18 +1,22 @@
 """Training on a CPU takes the attention of packed rows; on a GPU FlexAttention, only after a trial."""
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from radloop import models
 from radloop.config import ModelConfig
 from radloop.models import REGISTRY, fast_attention, get_family, packing
-from radloop.models.fast_attention import use_fast_attention
+from radloop.models.fast_attention import MOST_VARIANTS, use_fast_attention
 from radloop.models.loading import Loaded
 from radloop.models.packing import Batch
+from radloop.training.batching import split_passes
 from tests.unit.tiny import ANSWERS, QUESTIONS, image, save_base
 
 
@@ -87,6 +91,59 @@ def test_a_family_with_dense_masks_gets_its_own_on_a_cpu_and_stays_stock_on_a_gp
     assert kinds(mllama) == ("sdpa", "sdpa")
     use_fast_attention(mllama.family, mllama.model, mllama.device)
     assert kinds(mllama) == ("radloop_prefix", "sdpa")
+
+
+@pytest.mark.parametrize("limit", [8, 1000])
+def test_it_may_be_compiled_for_all_shapes_of_a_run(
+    loaded: Loaded, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_gpu(monkeypatch)
+    monkeypatch.setattr(fast_attention, "_try_out", lambda *arguments: None)
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        use_fast_attention(loaded.family, loaded.model, loaded.device)
+        assert torch._dynamo.config.recompile_limit == max(limit, MOST_VARIANTS)
+
+
+def test_a_run_needs_far_fewer_variants_of_the_kernel_than_it_may_have(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the compiler is real: what PyTorch takes for new shapes is counted, and run as it stands."""
+    compiled: list[Any] = []
+    stock = torch.compile
+
+    def backend(graph: Any, _inputs: Any) -> Any:  # one for all, as PyTorch compiles anew for another one
+        compiled.append(graph)
+        return graph.forward
+
+    def counted(function: Any, **_: Any) -> Any:
+        return stock(function, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    monkeypatch.setattr(WrappedFlexAttention, "_is_flex_compiled", False)
+    loaded.model.config.get_text_config()._attn_implementation = "flex_attention"
+    loaded.model.requires_grad_(False)
+    features = loaded.encode([image(0)])[0]
+    draw = random.Random(0)
+    counts = []
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=MOST_VARIANTS):
+        for _epoch in range(5):
+            for training, num_steps in ((True, 8), (False, 4)):
+                loaded.model.train(training)
+                for _step in range(num_steps):
+                    groups = []
+                    for number in range(draw.randint(1, 4)):
+                        many = [f"is {'it ' * draw.randint(1, 12)}?" for _ in range(draw.randint(1, 9))]
+                        pairs = loaded.prompts.pairs(many, ["yes"] * len(many), [[image(0).size]] * len(many))
+                        groups += packing.groups([str(number)], pairs)
+                    for rows in split_passes(groups, draw.choice([150, 4096]), "shared rows"):
+                        with torch.set_grad_enabled(training):
+                            num_images = sum(map(len, rows))
+                            loaded.family.logits(loaded.model, Batch.of(rows), [features] * num_images)
+            counts.append(len(compiled))
+    torch._dynamo.reset()
+    assert 1 < counts[-1] <= MOST_VARIANTS // 4
+    assert counts[-1] == counts[-2]  # there is an end to it
 
 
 CASES = [(name, "flex_attention") for name in REGISTRY if get_family(name).flex]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from radloop import models, workspace
+from radloop import models, source, workspace
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.imaging import pixel_hash
 from radloop.errors import ConfigError
@@ -163,6 +163,17 @@ def test_what_changes_features_changes_the_store(loaded: Loaded, base: ModelConf
     for number, found in enumerate(changed, start=2):
         FeatureCache(found, tmp_path)
         assert len(stores(tmp_path)) == number
+
+
+@pytest.mark.parametrize("library", ["pillow", "numpy", "torchvision", "torch", "transformers"])
+def test_another_version_of_what_scales_images_has_a_store_of_its_own(
+    loaded: Loaded, tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FeatureCache(loaded, tmp_path)
+    stock = source.version
+    monkeypatch.setattr(source, "version", lambda name: "99" if name == library else stock(name))
+    FeatureCache(loaded, tmp_path)
+    assert len(stores(tmp_path)) == 2
 
 
 def tuned(base: ModelConfig, folder: Path, *groups: str) -> Path:

@@ -30,6 +30,7 @@ from radloop.training.noise import EmbeddingNoise
 from radloop.training.optimizers import make_optimizer
 from radloop.training.pictures import FeatureSource
 from radloop.training.plan import Plan, make_plan
+from radloop.training.state import restore_optimizer
 from tests.unit.tiny import image, prepared, save_base
 from tests.unit.training.test_finetune import changed
 
@@ -398,3 +399,29 @@ def test_batches_are_counted_in_image_sets(base: ModelConfig) -> None:
     batch = Batches(examples, 2, None, "shared rows", 0).of(1)
     assert len(batch.sets) == 2
     assert batch.num_samples == sum(len(found.sample_ids) for found in batch.sets)
+
+
+class Paged(torch.optim.AdamW):
+    """As far as resuming sees it, a paged optimiser on a GPU."""
+
+    is_paged = True
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self.buffers: list[torch.Tensor] = []
+
+    def get_state_buffer(self, parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        self.buffers.append(torch.zeros_like(parameter, dtype=dtype))
+        return self.buffers[-1]
+
+
+def test_the_state_of_a_paged_optimiser_is_paged_after_resuming_as_well() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimizer = Paged([parameter])
+    saved = {"step": 7, "state1": torch.tensor([1.0, 2, 3]), "state2": torch.tensor([4.0, 5, 6])}
+    restore_optimizer(optimizer, optimizer.state_dict() | {"state": {0: saved}})
+    found = optimizer.state[parameter]
+    assert found["step"] == 7
+    for name in ("state1", "state2"):
+        assert any(found[name] is buffer for buffer in optimizer.buffers)
+        assert found[name].tolist() == saved[name].tolist()

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from radloop.errors import ConfigError, RadloopError, TrainingError
 from radloop.models.llava import Llava
 from radloop.models.loading import Loaded
 from radloop.models.packing import Group, Head, Tokens
-from radloop.training import finetune, job
+from radloop.models.sketch import sketch
+from radloop.training import finetune, job, processes
 from radloop.training.adapter import Adapter
 from radloop.training.batching import Batches, row_length
 from radloop.training.examples import Examples, ImageSet
+from radloop.training.preview import require_trainable
 from radloop.training.processes import deal, make_accelerator
 from tests.unit.tiny import prepared
 
@@ -139,6 +142,7 @@ def make_accelerator(loaded):
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False)
+    accelerator.state.fsdp_plugin.set_mixed_precision("bf16")  # as accelerate does on GPUs
     return accelerator
 trainer.make_accelerator = make_accelerator
 
@@ -230,6 +234,37 @@ def test_processes_on_gpus_are_refused_without_one(base: ModelConfig, name: str)
     file = LAUNCHES / f"{name}.yaml"
     with pytest.raises(ConfigError, match=r"asks for a GPU \(use_cpu: false\).*two_processes_cpu.yaml"):
         finetune(DATA, base, FinetuneConfig(launch=file), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "words"),
+    [
+        ({"precision": "int8"}, {}, "model.precision: got int8, whose weights FSDP cannot divide"),
+        (
+            {},
+            {"optimizer": "adamw_8bit"},
+            "finetune.optimizer: got adamw_8bit, whose state FSDP",
+        ),
+        ({}, {"optimizer": "paged_adamw"}, "finetune.optimizer: got paged_adamw"),
+    ],
+)
+def test_what_fsdp_cannot_divide_is_refused_before_anything_starts(
+    base: ModelConfig, tmp_path: Path, model: dict[str, str], settings: dict[str, str], words: str
+) -> None:
+    launch = tmp_path / "fsdp.yaml"
+    launch.write_text((LAUNCHES / "fsdp.yaml").read_text().replace("use_cpu: false", "use_cpu: true"))
+    wrong = base.model_copy(update=model)
+    config = FinetuneConfig(launch=launch, **settings)
+    for start in (lambda: finetune(DATA, wrong, config, seed=0), lambda: require_trainable(wrong, config)):
+        with pytest.raises(ConfigError, match=rf"^{words}.*multi_gpu.yaml"):
+            start()
+
+
+@pytest.mark.parametrize("family", models.REGISTRY)
+def test_fsdp_divides_the_layers_of_the_language_model(family: str) -> None:
+    found = processes.ForwardPass(sketch(ModelConfig(family=family, tiny=True)).model)._no_split_modules
+    assert found
+    assert all(re.fullmatch(r"\w+(DecoderLayer|TextLayer)", name) for name in found)
 
 
 def test_a_config_file_that_is_not_there_is_named(base: ModelConfig) -> None:

@@ -154,10 +154,19 @@ def test_what_does_not_fit_says_what_would_help(base: ModelConfig, monkeypatch: 
     assert "time: not measured, because it does not fit in one process; 3 steps" in said
 
 
-@pytest.mark.parametrize(("kind", "is_warned"), [("FSDP", False), ("MULTI_GPU", True)])
+@pytest.mark.parametrize(
+    ("kind", "precision", "is_warned"),
+    [("FSDP", "fp32", False), ("FSDP", "nf4", True), ("MULTI_GPU", "fp32", True)],
+)
 def test_processes_that_divide_the_base_are_not_warned_of_its_size(
-    base: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_warned: bool
+    base: ModelConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    precision: str,
+    is_warned: bool,
 ) -> None:
+    base = base.model_copy(update={"precision": precision})
     monkeypatch.setattr("radloop.training.estimate._free_bytes", lambda: -(10**12))
     launch = tmp_path / "launch.yaml"
     launch.write_text(f"distributed_type: {kind}\n")
