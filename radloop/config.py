@@ -45,7 +45,9 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number_from_text), BeforeValidator(_not_bool)]
+Number = Annotated[
+    float, Field(allow_inf_nan=False), BeforeValidator(_number_from_text), BeforeValidator(_not_bool)
+]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from radloop.errors import unknown
 
 _SHOWN = 80  # characters of a value
+_NEEDED = {"tuple_type": "a list, such as [a, b]", "path_type": "a path as text"}  # as YAML calls them
 
 
 def find_faults(values: Any, schema: type[BaseModel], error: ValidationError | None) -> list[str]:
@@ -94,6 +95,8 @@ def _describe(item: Any, schema: type[BaseModel], prefix: str = "") -> str:
     if item["type"] == "literal_error" and isinstance(item["input"], str):
         known = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         return f"{place}: {unknown('value', item['input'], known)}"
+    if item["type"] in _NEEDED:
+        return f"{place}: needs {_NEEDED[item['type']]}; got {_shortened(item['input'])}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" + ("" if "got " in message else f"; got {_shortened(item['input'])}")
 

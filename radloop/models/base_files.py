@@ -11,7 +11,7 @@ from typing import Any
 from radloop import hub
 from radloop.config import ModelConfig
 from radloop.errors import ConfigError, ModelError
-from radloop.models.checkpoint_files import read_json, weight_files
+from radloop.models.checkpoint_files import header, read_json, weight_files
 from radloop.models.family import Family
 from radloop.tiny_run import made_once
 
@@ -117,7 +117,8 @@ def check_files(folder: Path, family: Family, config: ModelConfig) -> None:
             "beside it, and Transformers would load those; give the folder of a base alone"
         )
     family.require_config(content)
-    weight_files(folder, owner)
+    for file in weight_files(folder, owner):
+        header(file)  # which a file cut short does not fit
 
 
 def weights_sha256(folder: Path, config: ModelConfig) -> str:

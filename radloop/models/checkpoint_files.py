@@ -54,7 +54,7 @@ def read_shards(folder: Path, renaming: Mapping[str, str]) -> list[Shard]:
     for file in weight_files(folder, str(folder)):
         names: dict[str, str] = {}
         shapes = {}
-        for old, shape in _header(file).items():
+        for old, shape in header(file).items():
             new = renamed(old, renaming)
             if new is None:
                 unknown.append(old)
@@ -111,6 +111,11 @@ def weight_files(folder: Path, owner: str) -> list[Path]:
             )
         return [folder / name for name in sorted(names)]
     if files := sorted(folder.glob("*.safetensors")):
+        if parts := [file.name for file in files if re.search(r"-\d{5}-of-\d{5}\.", file.name)]:
+            raise ModelError(
+                f"{owner}: has parts of a checkpoint ({listed(parts)}) and not the {_INDEX} that says which "
+                "weight is in which; download that as well"
+            )
         return files
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     if pickled:
@@ -130,7 +135,8 @@ def _are_file_names(weight_map: Any) -> bool:
     )
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
+def header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a safetensors file's tensors by name; a ModelError if it is not whole."""
     try:
         with safe_open(file, "pt") as opened:
             return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
@@ -143,7 +149,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read ({error})") from None
+        raise ModelError(f"{file}: cannot be read ({error}); copy or download it again") from None
     if not isinstance(content, dict):
         raise ModelError(f"{file}: holds no JSON object; download it again")
     return content
@@ -215,6 +221,6 @@ def require_bytes(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
-            f"{folder.parent}: has {free / 1e9:.1f} GB left of {needed / 1e9:.1f} that are needed; make "
+            f"{folder.parent}: has {free / 1e6:,.0f} MB left of {needed / 1e6:,.0f} that are needed; make "
             "room there, or name another folder"
         )

@@ -183,18 +183,47 @@ class _Part:
 
 
 def _lock(folder: Path, settings: str) -> IO[str]:
-    """Make the store and mark it as in use, for as long as the result is open."""
+    """Make the store and mark it as in use, for as long as the result is open.
+
+    A store of other settings, as one that somebody has renamed, is deleted.
+    """
     while True:
+        if not folder.exists():
+            _make(folder, settings)
+        try:
+            lock = (folder / _SETTINGS).open()
+        except FileNotFoundError:
+            _set_aside(folder)  # it is damaged, or deleted since
+            continue
+        fcntl.flock(lock, fcntl.LOCK_SH)
         with suppress(FileNotFoundError):  # deleted between two of these lines
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (folder / _SETTINGS).open("a")
-            fcntl.flock(lock, fcntl.LOCK_SH)
             if os.path.samestat(os.fstat(lock.fileno()), (folder / _SETTINGS).stat()):
-                if not lock.tell():
-                    lock.write(settings)
-                    lock.flush()
-                os.utime(folder / _SETTINGS)
-                return lock
+                if lock.read() == settings:
+                    os.utime(folder / _SETTINGS)
+                    return lock
+                _set_aside(folder)
+        lock.close()
+
+
+def _make(folder: Path, settings: str) -> None:
+    """Make the store with its settings at once, so that no other process finds it without."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
+    (scratch / _SETTINGS).write_text(settings)
+    try:
+        scratch.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not folder.is_dir():
+            raise
+
+
+def _set_aside(store: Path) -> None:
+    """Delete a store, whoever uses it: under another name first, so that nobody opens half of it."""
+    gone = store.with_name(f"deleted-{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):  # another process was faster
+        store.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager
@@ -211,11 +240,9 @@ def _turn(parent: Path) -> Iterator[None]:
 def _delete(store: Path) -> bool:
     """Delete a store that nobody has open."""
     try:
-        with (store / _SETTINGS).open("a") as lock:
+        with (store / _SETTINGS).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            gone = store.with_name(f"deleted-{uuid.uuid4().hex}")
-            store.rename(gone)  # at once, so that nobody opens half of it
-            shutil.rmtree(gone)
+            _set_aside(store)
     except OSError:
         return False
     return True

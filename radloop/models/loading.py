@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,12 +30,9 @@ from radloop.models.precision import QUANTIZED, choose_precision, keep_trainable
 from radloop.models.prompts import Prompts
 from radloop.models.quiet import without_future_warnings, without_progress_bars
 
-# Says on import, which PEFT does, that it lacks a kernel for 4-bit weights.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
 LOADING_FAULTS = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
-    *(SafetensorError, StrictDataclassError),
+    *(ArithmeticError, SafetensorError, StrictDataclassError),
 )
 # What an adapter's settings may say. By others PEFT imports modules, fetches files or changes base weights.
 _LORA_SETTINGS = frozenset(

@@ -45,13 +45,20 @@ class Prompts:
         """Read the figures from the model's own configuration.
 
         Raises:
-            ModelError: There is no chat template or it fails, or there is no token that ends an answer.
+            ModelError: There is no chat template or it fails, there is no token that ends an answer, or
+                config and processor have different tokens for an image.
         """
         family.require_template(processor)
         end_ids = family.end_ids(processor, model)
         if not end_ids:
             raise ModelError(
                 "base model: neither its generation_config.json nor its tokenizer names an eos token"
+            )
+        named, used = getattr(model.config, "image_token_id", None), family.image_token_id(processor)
+        if named not in (None, used):
+            raise ModelError(
+                f"base model: its config.json has {named} for the token of an image, its processor {used}; "
+                "mend the one that is wrong, or fetch the files again"
             )
         prompts = cls(family, processor, model, end_ids=end_ids, max_tokens=family.max_tokens(model))
         prompts._render("Is this a template?", None, 1)

@@ -210,7 +210,8 @@ class Checkpoints:
         """
         start = time.perf_counter() - collecting_s
         tensors: dict[str, torch.Tensor] = {}
-        content = json.dumps(_take_apart(state, "", tensors)).encode()
+        # With the run's name, so that a folder moved to another run is not taken for one of its own.
+        content = json.dumps({"run": self._folder.name, "state": _take_apart(state, "", tensors)}).encode()
         files = {_TENSORS: safetensors.torch.save(tensors), _STATE: content}
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         try:
@@ -239,7 +240,7 @@ class Checkpoints:
         """
         for step, folder in reversed(self._steps()):
             try:
-                return step, _read(folder)
+                return step, _read(folder, self._folder.name)
             except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
                 logger.warning(
                     "finetune: the checkpoint of step %d is damaged (%s); taking the one before", step, error
@@ -293,13 +294,16 @@ def _unreadable(folder: Path, error: OSError) -> TrainingError:
     )
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read(folder: Path, run: str) -> dict[str, Any]:
     hashes = json.loads((folder / _HASHES).read_bytes())
     files = {name: (folder / name).read_bytes() for name in (_TENSORS, _STATE)}
     for name, data in files.items():
         if hashlib.sha256(data).hexdigest() != hashes[name]:
             raise ValueError(f"{name} is not what was written")
-    state: dict[str, Any] = _put_together(json.loads(files[_STATE]), safetensors.torch.load(files[_TENSORS]))
+    content = json.loads(files[_STATE])
+    if content["run"] != run:
+        raise ValueError(f"it is of run {content['run']}")
+    state: dict[str, Any] = _put_together(content["state"], safetensors.torch.load(files[_TENSORS]))
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +15,17 @@ import torch
 
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
+from radloop.models import get_family
 from radloop.models.packing import Row
 from radloop.models.precision import QUANTIZED, choose_precision
 from radloop.models.quiet import without_future_warnings
-from radloop.models.sketch import Sketch
+from radloop.models.sketch import Sketch, on_meta, sketch
+from radloop.training.adapter import with_lora
 from radloop.training.batching import Batches, arrangement, row_length
-from radloop.training.examples import Examples
+from radloop.training.examples import Examples, read_examples
 from radloop.training.losses import FeaturesOf
 from radloop.training.pictures import FeatureSource
-from radloop.training.plan import Plan
+from radloop.training.plan import Plan, make_plan
 from radloop.training.schedule import count_steps
 from radloop.training.simulation import PassMemory, simulate_pass
 
@@ -105,6 +108,18 @@ class Setting:
     config: FinetuneConfig
     seed: int
 
+    @classmethod
+    def of(cls, data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> Setting:
+        """Read the train split for a base of which nothing is loaded.
+
+        Raises:
+            RadloopError: What would stop the training, see `radloop.training.finetune`.
+        """
+        plan = make_plan(get_family(model.family), config)
+        base = sketch_with_lora(model, config)
+        train = read_examples(data, "train", base.prompts, config.share_prefix, config.max_tokens)
+        return cls(base, data, train, plan, model, config, seed)
+
     @cached_property
     def batches(self) -> Batches:
         return Batches(self.train, *arrangement(self.sketch, self.config), self.seed)
@@ -116,6 +131,13 @@ class Setting:
             num_steps = min(num_steps, self.batches.steps_per_epoch)
         for step in range(1, num_steps + 1):
             yield from self.batches.of(step).shares[0]
+
+
+def sketch_with_lora(model: ModelConfig, config: FinetuneConfig) -> Sketch:
+    """Return a base with the LoRA layers that it is to have."""
+    base = sketch(model)
+    with on_meta():
+        return dataclasses.replace(base, model=with_lora(base, config).model)
 
 
 def estimate_memory(setting: Setting) -> Memory:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 from radloop.data.prepared import PreparedData
-from radloop.errors import ConfigError, DataError
+from radloop.errors import ConfigError, DataError, ModelError
 from radloop.models import packing
 from radloop.models.packing import Group, Tokens
-from radloop.models.prompts import Prompts
+from radloop.models.prompts import Prompts, Size
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,8 @@ def read_examples(
     """
     limit = _limit(prompts, max_tokens)
     columns = data.split(split).select(["id", "image_ids", "prompt", "answers"]).to_pylist()
-    pairs = prompts.pairs(
-        [row["prompt"] for row in columns],
-        [row["answers"][0] for row in columns],
-        [[data.size(image_id) for image_id in row["image_ids"]] for row in columns],
-    )
+    sizes = [[data.size(image_id) for image_id in row["image_ids"]] for row in columns]
+    pairs = _pairs(prompts, columns, sizes)
     of_images: dict[tuple[str, ...], list[int]] = {}
     for number, row in enumerate(columns):
         of_images.setdefault((*row["image_ids"],) or ("", row["id"]), []).append(number)
@@ -92,6 +90,22 @@ def read_examples(
             limit,
         )
     return Examples(sets, len(columns), num_cut)
+
+
+def _pairs(prompts: Prompts, rows: list[dict[str, Any]], sizes: list[list[Size]]) -> list[Tokens]:
+    try:
+        return _pairs_of(prompts, rows, sizes)
+    except ModelError:
+        for row, size in zip(rows, sizes, strict=True):
+            try:
+                _pairs_of(prompts, [row], [size])
+            except ModelError as error:
+                raise ModelError(f"finetune: sample {row['id']}: {error.message}") from error
+        raise
+
+
+def _pairs_of(prompts: Prompts, rows: list[dict[str, Any]], sizes: list[list[Size]]) -> list[Tokens]:
+    return prompts.pairs([row["prompt"] for row in rows], [row["answers"][0] for row in rows], sizes)
 
 
 def _limit(prompts: Prompts, max_tokens: int | None) -> int:

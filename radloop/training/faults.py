@@ -40,17 +40,21 @@ def _peak_resident_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+class OutOfMemory(TrainingError):
+    """The device has too little memory for a run."""
+
+
 @contextmanager
 def explain_out_of_memory(
     where: str, device: torch.device, advice: str = "free some, or take a machine with more"
 ) -> Iterator[None]:
-    """Turn a failed allocation in this block into a TrainingError with advice, such as `less_memory`."""
+    """Turn a failed allocation in this block into an OutOfMemory with advice, such as `less_memory`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise TrainingError(
+        raise OutOfMemory(
             f"finetune: out of memory {where}, after a peak of {peak_memory_mb(device):,.0f} MB; {advice}. "
             "Checkpoints written before are kept"
         ) from error
@@ -74,7 +78,7 @@ def less_memory(loaded: Loaded, config: FinetuneConfig) -> str:
 
 
 def not_finite(
-    name: str, value: float, where: str, sample_ids: Sequence[str], config: FinetuneConfig
+    name: str, value: float, where: str, sample_ids: Sequence[str], config: FinetuneConfig, *, of_base: bool
 ) -> TrainingError:
     """Return the error of a run whose `name` is no finite number any more.
 
@@ -84,12 +88,18 @@ def not_finite(
         where: Step and learning rate.
         sample_ids: Of what it was computed from.
         config: Of the run.
+        of_base: Whether nothing has been learnt yet, so that the base is all that it was computed with.
     """
     named = ", ".join(sample_ids[:_NAMED_SAMPLES])
     more = len(sample_ids) - _NAMED_SAMPLES
     warmup = "warmup" if config.warmup_steps is None else "warmup_steps"
+    samples = f"{name} is {value} {where}, with the samples {named}{f' and {more} more' * (more > 0)}"
+    if of_base:
+        return TrainingError(
+            f"finetune: {samples}; nothing has been learnt yet, so it is the base's own: look at its weights "
+            "(download them again, and have model.sha256 compared), at model.precision and at these samples"
+        )
     return TrainingError(
-        f"finetune: {name} is {value} {where}, with the samples {named}{f' and {more} more' * (more > 0)}; "
-        f"lower finetune.learning_rate or raise finetune.{warmup}, or look at these samples. Nothing of this "
-        "step is kept; checkpoints written before are"
+        f"finetune: {samples}; lower finetune.learning_rate or raise finetune.{warmup}, or look at these "
+        "samples. Nothing of this step is kept; checkpoints written before are"
     )

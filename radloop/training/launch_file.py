@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ConfigError
@@ -26,8 +27,15 @@ def read_launch_file(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"finetune.launch: {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or "distributed_type" not in content:
+    if not isinstance(content, dict) or content.get("distributed_type") is None:
         raise ConfigError(f"finetune.launch: {path} has no distributed_type; {_OWN}")
+    try:
+        load_config_from_file(str(path))
+    except Exception as error:  # of another file than its own, of any kind
+        raise ConfigError(
+            f"finetune.launch: {path} is refused by accelerate: {' '.join(str(error).split())}; {_OWN}"
+        ) from None
+    _require_processes(path, content)
     # Accelerate would train on the CPU without a word.
     if content.get("use_cpu") is False and not torch.cuda.is_available():
         raise ConfigError(
@@ -35,6 +43,21 @@ def read_launch_file(path: Path) -> dict[str, Any]:
             "configs/accelerate/two_processes_cpu.yaml, or leave finetune.launch out"
         )
     return content
+
+
+def _require_processes(path: Path, content: dict[str, Any]) -> None:
+    # YAML takes a NO without quotes for false, and accelerate that for NO.
+    alone, number = content["distributed_type"] in ("NO", False), content.get("num_processes")
+    if alone and number not in (None, 1):
+        raise ConfigError(
+            f"finetune.launch: {path} has num_processes: {number} with distributed_type: NO, which is one "
+            "process; take MULTI_GPU (with use_cpu: true for processes on a CPU), or num_processes: 1"
+        )
+    if not alone and (type(number) is not int or number < 1):
+        raise ConfigError(
+            f"finetune.launch: {path} has num_processes: {number}; needed is how many processes to start, "
+            "at least 1"
+        )
 
 
 def require_launchable(path: Path, model: ModelConfig, config: FinetuneConfig) -> None:

@@ -18,25 +18,27 @@ from accelerate import Accelerator
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import ConfigError, DataError, TrainingError
+from radloop.errors import ConfigError, DataError, RadloopError, TrainingError
 from radloop.models.loading import Loaded
 from radloop.training.adapter import Adapter, with_lora
 from radloop.training.allocator import freed_memory_kept
 from radloop.training.batching import Batches, arrangement
 from radloop.training.checkpoints import Checkpoints, folder_of, opened, run_key
 from radloop.training.examples import Examples, read_examples
-from radloop.training.faults import explain_out_of_memory
+from radloop.training.faults import OutOfMemory, explain_out_of_memory
 from radloop.training.merging import Probe, verify_merge
 from radloop.training.pictures import FeatureSource
 from radloop.training.plan import Plan, make_plan
 from radloop.training.processes import can_checkpoint, make_accelerator, total
 from radloop.training.progress import Progress
+from radloop.training.savings import estimate_in_words
 from radloop.training.state import Facts
 from radloop.training.trainer import Trainer
 from radloop.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
+_SMALLER = "lower finetune.rank, train fewer layers, or set model.precision: nf4"
 _PROBED = 2  # samples on which the merge is verified
 
 
@@ -48,7 +50,30 @@ def finetune(
     on_step: Callable[[Facts], None] | None,
 ) -> Adapter:
     """See `radloop.training.finetune`."""
-    run = Run.of(data, model, config, seed)
+    try:
+        return _finetune(data, model, config, seed, on_step)
+    except OutOfMemory as error:
+        said = error.message
+    # Only here, where what the run held is given back.
+    raise OutOfMemory(f"{said}. {_estimated(data, model, config, seed)}")
+
+
+def _estimated(data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> str:
+    try:
+        return estimate_in_words(data, model, config, seed)
+    except (RadloopError, MemoryError, RuntimeError):  # too little memory even for that
+        return "`radloop check` estimates what a run needs, and with which settings it needs less"
+
+
+def _finetune(
+    data: PreparedData,
+    model: ModelConfig,
+    config: FinetuneConfig,
+    seed: int,
+    on_step: Callable[[Facts], None] | None,
+) -> Adapter:
+    with explain_out_of_memory("before the first step", torch.device("cpu"), _SMALLER):
+        run = Run.of(data, model, config, seed)
     accelerator = run.trainer.accelerator
     folder = folder_of(run_key(data, model, run.loaded, config, seed))
     keeps = can_checkpoint(accelerator)

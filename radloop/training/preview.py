@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +11,9 @@ import torch
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import ConfigError
 from radloop.models.precision import QUANTIZED, choose_precision
-from radloop.models.sketch import Sketch, on_meta, sketch
-from radloop.training.adapter import with_lora
-from radloop.training.batching import pass_size, row_length
-from radloop.training.estimate import Memory, Parameters, Setting, estimate_memory
+from radloop.training.batching import pass_size
+from radloop.training.estimate import Memory, Parameters, Setting, estimate_memory, sketch_with_lora
 from radloop.training.examples import Examples, read_examples
 from radloop.training.launch_file import is_divided, require_launchable
 from radloop.training.loop import require_samples
@@ -33,6 +28,7 @@ from radloop.training.rehearsal import (
     read_row,
     time_steps,
 )
+from radloop.training.savings import image_savings, savings, size_in_words
 from radloop.training.schedule import count_steps
 
 _WIDTH = 100
@@ -58,27 +54,16 @@ def require_trainable(model: ModelConfig, config: FinetuneConfig) -> str:
     return sketch_with_lora(model, config).reference.sha256
 
 
-def sketch_with_lora(model: ModelConfig, config: FinetuneConfig) -> Sketch:
-    """Return a base with the LoRA layers that it is to have."""
-    base = sketch(model)
-    with on_meta():
-        return dataclasses.replace(base, model=with_lora(base, config).model)
-
-
 def preview(data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> Iterator[str]:
     """Yield the lines, each part as soon as it is known.
 
     Raises:
         RadloopError: What would stop the training, see `radloop.training.finetune`.
     """
-    plan = make_plan(models.get_family(model.family), config)
-    base = sketch_with_lora(model, config)
-    train, validation = (
-        read_examples(data, split, base.prompts, config.share_prefix, config.max_tokens)
-        for split in ("train", "validation")
-    )
-    require_samples(train, validation, config)
-    setting = Setting(base, data, train, plan, model, config, seed)
+    setting = Setting.of(data, model, config, seed)
+    prompts = setting.sketch.prompts
+    validation = read_examples(data, "validation", prompts, config.share_prefix, config.max_tokens)
+    require_samples(setting.train, validation, config)
     num_steps = count_steps(config, setting.batches.steps_per_epoch)
     tokens, parameters = count_tokens(setting), Parameters.of(setting.sketch)
     yield from _of_parameters(setting, parameters)
@@ -101,9 +86,9 @@ def _of_parameters(setting: Setting, parameters: Parameters) -> Iterator[str]:
 
 def _of_memory(setting: Setting, memory: Memory) -> Iterator[str]:
     where = "the GPU" if torch.cuda.is_available() else "the CPU"
-    yield f"memory: about {_size(memory.total)} of {where}'s, {_size(memory.free)} can be had"
+    yield f"memory: about {size_in_words(memory.total)} of {where}'s, {size_in_words(memory.free)} can be had"
     for name, size in memory.parts.items():
-        yield f"    {name:<22}{_size(size):>10}"
+        yield f"    {name:<22}{size_in_words(size):>10}"
     yield f"    activations of the largest pass, {pass_size(memory.rows)}"
     if choose_precision(setting.model, setting.sketch.family) in QUANTIZED and not torch.cuda.is_available():
         yield "    more while the base is loaded: a CPU takes weights in 32 bits before it quantises them"
@@ -115,57 +100,10 @@ def _of_memory(setting: Setting, memory: Memory) -> Iterator[str]:
     if memory.fits:
         return
     yield "warning: that does not fit; it would be about"
-    for change, total in _savings(setting, memory):
-        yield f"    {_size(total):>10} with {change}"
-    if shrinks := _image_savings(setting):
+    for change, total in savings(setting, memory):
+        yield f"    {size_in_words(total):>10} with {change}"
+    if shrinks := image_savings(setting):
         yield f"    less with {shrinks}"
-
-
-def _savings(setting: Setting, memory: Memory) -> Iterator[tuple[str, int]]:
-    """Yield changes of the config that save at least a twentieth, with the memory that is needed then."""
-    config, model, family = setting.config, setting.model, setting.sketch.family
-    num_tokens = max(len(rows) * max(map(row_length, rows)) for rows in setting.passes())
-    changes: list[tuple[str, dict[str, Any]]] = []
-    if not config.gradient_checkpointing:
-        checkpointing = config.model_copy(update={"gradient_checkpointing": True})
-        changes.append(("finetune.gradient_checkpointing: true", {"config": checkpointing}))
-    for part in (2, 4, 8):
-        fewer = config.model_copy(update={"tokens_per_pass": num_tokens // part})
-        changes.append((f"finetune.tokens_per_pass: {num_tokens // part}", {"config": fewer}))
-    for precision in ("bf16", "nf4"):
-        if precision in family.precisions and choose_precision(model, family) not in (precision, "nf4"):
-            smaller = model.model_copy(update={"precision": precision})
-            changes.append((f"model.precision: {precision}", {"model": smaller}))
-    for name, change in changes:
-        try:
-            total = estimate_memory(_changed(setting, change)).total
-        except ConfigError:  # what it needs is not installed
-            continue
-        if total < 0.95 * memory.total:
-            yield name, total
-
-
-def _changed(setting: Setting, change: dict[str, Any]) -> Setting:
-    if "model" not in change:
-        return dataclasses.replace(setting, **change)
-    return dataclasses.replace(setting, sketch=sketch_with_lora(change["model"], setting.config), **change)
-
-
-def _image_savings(setting: Setting) -> str:
-    """Return what half as large images would do to the longest head, if it does anything."""
-    prompts, data = setting.sketch.prompts, setting.data
-    sizes = {
-        data.size(name) for found in setting.train.sets for group in found.groups for name in group.image_ids
-    }
-    if not sizes:
-        return ""
-    now = {size: sum(prompts.placement(size).runs) for size in sizes}
-    width, height = max(sizes, key=now.__getitem__)
-    half = sum(prompts.placement((width // 2, height // 2)).runs)
-    most = now[width, height]
-    if half >= most:
-        return ""
-    return f"half the preprocess.image_size: {half:,} tokens an image in place of {most:,}"
 
 
 def _of_tokens(setting: Setting, tokens: TokenCounts) -> Iterator[str]:
@@ -272,7 +210,3 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:,.0f} s"
     return f"{seconds / 60:,.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.0f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"

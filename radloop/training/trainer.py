@@ -119,7 +119,7 @@ class Trainer:
         trying = f"{where} (learning rate {rate:.2g})"
         if not math.isfinite(loss):
             samples = self._faulty_samples(step, batch, losses)
-            raise not_finite("the loss", loss, trying, samples, self._config)
+            raise not_finite("the loss", loss, trying, samples, self._config, of_base=step == 1)
         update = self._update(batch, trying)
         seconds = time.perf_counter() - start
         facts = {
@@ -201,7 +201,8 @@ class Trainer:
         norm = float(whole(self.accelerator.clip_grad_norm_(self._trained, self._config.max_grad_norm)))
         is_finite, scaler = math.isfinite(norm), self.accelerator.scaler
         if not is_finite and (scaler is None or scaler.get_scale() <= _SMALLEST_SCALE):
-            raise not_finite("the gradient norm", norm, where, batch.sample_ids(batch.rows), self._config)
+            samples = batch.sample_ids(batch.rows)
+            raise not_finite("the gradient norm", norm, where, samples, self._config, of_base=False)
         with self._explained(where):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -142,6 +142,18 @@ def test_learning_rate_takes_positive_numbers_only(value: object) -> None:
     assert "finetune.learning_rate" in faults(GOOD | {"finetune": {"learning_rate": value}})
 
 
+@pytest.mark.parametrize("key", ["learning_rate", "max_grad_norm", "epochs", "neftune_alpha", "weight_decay"])
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_numbers_are_finite(key: str, value: str) -> None:
+    assert f"finetune.{key}" in faults(GOOD | {"finetune": {key: yaml.safe_load(value)}})
+
+
+def test_a_list_is_asked_for_in_yamls_words() -> None:
+    found = faults(GOOD | {"finetune": {"targets": "attention", "launch": 5}})
+    assert "finetune.targets: needs a list, such as [a, b]; got 'attention'" in found
+    assert "finetune.launch: needs a path as text; got 5" in found
+
+
 def test_environment_variables_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"data": {"adapter": "vqa_rad", "path": "$RADLOOP_TEST_ROOT/vqa_rad"}}
     monkeypatch.setenv("RADLOOP_TEST_ROOT", "/somewhere")

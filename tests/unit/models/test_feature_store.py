@@ -69,6 +69,27 @@ def found_in(store: FeatureStore, numbers: range = range(8)) -> set[int]:
     return {int(name, 16) for name in found}
 
 
+def test_a_store_that_has_been_given_the_name_of_another_is_not_used(tmp_path: Path) -> None:
+    filled(tmp_path / "store")
+    for settings in ('{"base": "other"}', "{}"):
+        store = FeatureStore(tmp_path / "store", settings, PLENTY)
+        assert found_in(store) == set()
+        store.add(name_of(1), features_of(1))
+        assert found_in(FeatureStore(tmp_path / "store", settings, PLENTY)) == {1}
+    assert stores(tmp_path) == {"store"}
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("")])
+def test_a_store_without_its_settings_is_made_anew(tmp_path: Path, damage: Any) -> None:
+    held = filled(tmp_path / "store")
+    damage(tmp_path / "store" / "settings.json")
+    store = filled(tmp_path / "store", range(2))
+    assert found_in(store) == {0, 1}
+    assert found_in(held, range(3)) <= {0, 1}  # whose files are gone
+    assert (tmp_path / "store" / "settings.json").read_text() == "{}"
+    assert stores(tmp_path) == {"store"}
+
+
 def test_odd_tensors_come_back_as_they_were(tmp_path: Path) -> None:
     filled(tmp_path / "store")
     assert found_in(FeatureStore(tmp_path / "store", "{}", PLENTY), range(20)) == set(range(8))

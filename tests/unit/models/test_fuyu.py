@@ -13,6 +13,7 @@ from radloop.config import ModelConfig
 from radloop.errors import ConfigError, ModelError
 from radloop.models.fuyu import Fuyu
 from radloop.models.loading import Loaded
+from radloop.training import examples
 from tests.unit.models.test_families import picture
 
 
@@ -89,3 +90,9 @@ def test_what_has_a_meaning_to_fuyu_is_only_text_in_a_question(loaded: Loaded, c
     tokens = loaded.processor.tokenizer.convert_ids_to_tokens(hostile.tail)
     assert tokens[:2] == ["|NEWLINE|", "<s>"]
     assert tokens[2:].count(control) == (control == "<0x04>")
+
+
+def test_a_sample_with_too_many_images_is_named(loaded: Loaded) -> None:
+    rows = [{"id": name, "prompt": "Why?", "answers": ["no"]} for name in ("first", "second")]
+    with pytest.raises(ModelError, match=r"sample second: .* about 2 images, but Fuyu takes exactly one"):
+        examples._pairs(loaded.prompts, rows, [[(35, 12)], [(35, 12)] * 2])

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import ConfigError, ModelError
 from radloop.models.base_files import config_sha256
+from radloop.models.sketch import sketch
 from radloop.training import finetune
 from radloop.training.adapter import with_lora
 from tests.unit.tiny import image, prepared, save_base
@@ -91,6 +96,47 @@ def test_a_folder_has_no_revision(
         assert models.find(config)[1].revision is None
 
 
+def test_parts_without_the_index_are_told_as_such(tmp_path: Path) -> None:
+    folder = save_base(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelError, match=r"has parts .*00001-of-00002.* not the .*index.json.*download that"):
+        models.find(ModelConfig(base=str(folder)))
+
+
+@pytest.mark.parametrize("look", [models.load, models.find])
+def test_weights_cut_short_are_found_before_anything_is_loaded(tmp_path: Path, look: Any) -> None:
+    folder = save_base(tmp_path)
+    os.truncate(folder / "model.safetensors", 5000)
+    with pytest.raises(ModelError, match=r"model.safetensors: is damaged or not whole .*download it again"):
+        look(ModelConfig(base=str(folder)))
+
+
+@pytest.mark.parametrize("look", [models.load, sketch])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_token_index": 5}, r"config.json has 5 for the token of an image, its processor \d+; mend"),
+        ({"text_config": {"num_attention_heads": 0}}, "cannot be loaded"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_message(
+    tmp_path: Path, look: Any, change: dict[str, Any], words: str
+) -> None:
+    file = save_base(tmp_path) / "config.json"
+    content = json.loads(file.read_text())
+    for name, value in change.items():
+        content[name] = content[name] | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=words):
+        look(ModelConfig(base=str(file.parent)))
+
+
+def test_importing_peft_says_nothing_of_kernels() -> None:
+    program = "from radloop.training import merged_checkpoint"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr
+
+
 def test_another_type_of_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama"}))
     with pytest.raises(ModelError, match=r"is of type 'mllama', but model\.family 'llava' needs 'llava'"):
@@ -111,13 +157,6 @@ def test_pickled_weights_are_not_touched(tmp_path: Path) -> None:
         models.load(ModelConfig(base=str(tmp_path)))
     (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
     with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model.bin\)"):
-        models.load(ModelConfig(base=str(tmp_path)))
-
-
-def test_truncated_weights_are_one_message(tmp_path: Path) -> None:
-    weights = save_base(tmp_path) / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(ModelError, match="cannot be loaded"):
         models.load(ModelConfig(base=str(tmp_path)))
 
 

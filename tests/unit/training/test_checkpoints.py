@@ -103,6 +103,16 @@ def test_the_last_two_are_kept(tmp_path: Path) -> None:
     assert kept.latest(delete_damaged=True) == (100_000_000, {"step": 100_000_000})
 
 
+def test_one_of_another_run_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Checkpoints(tmp_path / name).save(1, {"run": name})
+    Checkpoints(tmp_path / "b").save(2, {"run": "b"})
+    (tmp_path / "b" / "step-00000002").rename(tmp_path / "a" / "step-00000002")
+    assert Checkpoints(tmp_path / "a").latest(delete_damaged=True) == (1, {"run": "a"})
+    assert "the checkpoint of step 2 is damaged (it is of run b); taking the one before" in caplog.text
+
+
 DAMAGE = {
     "a flipped bit in the tensors": lambda folder: flip(folder / "tensors.safetensors"),
     "a flipped bit in the state": lambda folder: flip(folder / "state.json"),

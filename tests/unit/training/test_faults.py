@@ -1,9 +1,12 @@
 """Runs that cannot go on stop with one message that says where, with what, and what to do."""
 
 import math
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.errors import TrainingError
-from radloop.training import finetune, trainer, validation
+from radloop.training import finetune, loop, trainer, validation
 from radloop.training.faults import (
     explain_out_of_memory,
     less_memory,
@@ -23,6 +26,8 @@ from radloop.training.faults import (
     reset_peak_memory,
 )
 from radloop.training.losses import summed_loss
+from radloop.training.savings import estimate_in_words
+from tests.unit.models.test_loading import change_weights
 from tests.unit.tiny import prepared, save_base
 
 CPU = torch.device("cpu")
@@ -101,7 +106,32 @@ def test_a_pass_that_does_not_fit_is_named(
     monkeypatch.setattr(where, "summed_loss", fail)
     words = r"in a pass of \d+ tokens" if where is trainer else "in validation"
     peak = r"after a peak of [\d,]+ MB; lower finetune\.tokens_per_pass"
-    with pytest.raises(TrainingError, match=rf"out of memory at step \d of 6, {words}, {peak}"):
+    estimate = r"It is estimated to need [\d,.]+ MB in all"
+    with pytest.raises(TrainingError, match=rf"out of memory at step \d of 6, {words}, {peak}.*{estimate}"):
+        run(base)
+
+
+def test_each_change_that_would_help_is_named_with_its_estimate(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = type("Process", (), {"memory_info": lambda self: type("Info", (), {"rss": 0})()})
+    monkeypatch.setattr("radloop.training.estimate.psutil.Process", process)
+    said = estimate_in_words(prepared(4, 1), base, FinetuneConfig(images_per_step=4), 0)
+    first, *changes = (int(found.replace(",", "")) for found in re.findall(r"([\d,]+) MB", said))
+    assert "with finetune.tokens_per_pass: " in said
+    assert changes
+    assert max(changes) <= first
+
+
+def test_too_little_memory_before_the_first_step_is_said(
+    base: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000 bytes.")
+
+    monkeypatch.setattr(loop, "with_lora", fail)
+    words = r"out of memory before the first step.*lower finetune\.rank.*It is estimated to need"
+    with pytest.raises(TrainingError, match=words):
         run(base)
 
 
@@ -127,13 +157,26 @@ def test_a_run_counts_its_peak_from_its_start(base: ModelConfig, monkeypatch: py
 
 
 def test_what_is_not_finite_names_step_samples_and_the_warm_up_in_force() -> None:
-    message = not_finite("the loss", math.nan, "at step 2", ["a", "b"], FinetuneConfig()).message
+    told = partial(not_finite, "the loss", of_base=False)
+    message = told(math.nan, "at step 2", ["a", "b"], FinetuneConfig()).message
     assert "the loss is nan at step 2, with the samples a, b; lower finetune.learning_rate" in message
     assert "raise finetune.warmup, or" in message
     many = [str(n) for n in range(25)]
-    message = not_finite("the loss", math.inf, "at step 2", many, FinetuneConfig(warmup_steps=0)).message
+    message = told(math.inf, "at step 2", many, FinetuneConfig(warmup_steps=0)).message
     assert ", 19 and 5 more; lower" in message
     assert "raise finetune.warmup_steps, or" in message
+
+
+def test_a_base_that_gives_no_number_is_told_from_a_step_too_long(base: ModelConfig, tmp_path: Path) -> None:
+    shutil.copytree(base.base, tmp_path / "base")
+    change_weights(tmp_path / "base" / "model.safetensors", spoil_vision)
+    with pytest.raises(TrainingError, match=r"nan at step 1 .* it is the base's own: look at its weights"):
+        run(ModelConfig(base=str(tmp_path / "base")))
+
+
+def spoil_vision(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    (name,) = (name for name in weights if name.endswith("position_embedding.weight"))
+    return weights | {name: torch.full_like(weights[name], math.nan)}
 
 
 @pytest.mark.parametrize(("name", "factor"), [("loss", float("nan")), ("gradient norm", 1.0)])

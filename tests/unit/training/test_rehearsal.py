@@ -19,7 +19,7 @@ from radloop.errors import ConfigError, DataError, ModelError, RadloopError
 from radloop.inference import Engine
 from radloop.models import REGISTRY, get_family
 from radloop.models.packing import Batch
-from radloop.training import examples, finetune, preview, rehearsal
+from radloop.training import examples, finetune, preview, rehearsal, savings
 from radloop.training.rehearsal import TokenCounts, count_tokens, read_row
 from tests.unit.tiny import prepared, save_base
 from tests.unit.training.test_estimate import setting
@@ -169,7 +169,7 @@ def test_processes_that_divide_the_base_are_not_warned_of_its_size(
     base = base.model_copy(update={"precision": precision})
     monkeypatch.setattr("radloop.training.estimate._free_bytes", lambda: -(10**12))
     launch = tmp_path / "launch.yaml"
-    launch.write_text(f"distributed_type: {kind}\n")
+    launch.write_text(f"{{distributed_type: {kind}, num_processes: 2}}")
     said = "\n".join(lines(base, SHORT.model_copy(update={"launch": launch})))
     assert ("warning: that does not fit" in said) == is_warned
     assert ("each of the processes needs this" in said) == is_warned
@@ -186,7 +186,18 @@ def test_what_loading_a_quantised_base_takes_is_said(base: ModelConfig, precisio
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "is not YAML"), ("3", "no distributed_type"), ("a: b", "no distributed_type")],
+    [
+        ("{", "is not YAML"),
+        ("3", "no distributed_type"),
+        ("a: b", "no distributed_type"),
+        ("distributed_type: null", "no distributed_type"),
+        ("distributed_type: NONSENSE", "refused by accelerate: 'NONSENSE' is not a valid DistributedType"),
+        ("{distributed_type: NO, processes: 2}", r"refused by accelerate: .*unknown keys \(\['processes'\]"),
+        ("{distributed_type: NO, num_processes: 2}", "num_processes: 2 with distributed_type: NO, which is"),
+        ("{distributed_type: MULTI_GPU, num_processes: 0}", "num_processes: 0; needed is"),
+        ("{distributed_type: MULTI_GPU, num_processes: many}", "num_processes: many; needed is"),
+        ("distributed_type: MULTI_GPU", "num_processes: None; needed is"),
+    ],
 )
 def test_a_launch_file_that_is_none_of_accelerates_is_named(
     base: ModelConfig, tmp_path: Path, content: str, words: str
@@ -231,9 +242,9 @@ def test_savings_are_those_of_the_changed_run(base: ModelConfig, monkeypatch: py
     monkeypatch.setattr("radloop.training.estimate.psutil.Process", process)
     found = setting(base, FinetuneConfig(images_per_step=6), DATA)
     memory = preview.estimate_memory(found)
-    savings = dict(preview._savings(found, memory))
-    assert any(name.startswith("finetune.tokens_per_pass") for name in savings)
-    assert all(total < memory.total for total in savings.values())
+    changes = dict(savings.savings(found, memory))
+    assert any(name.startswith("finetune.tokens_per_pass") for name in changes)
+    assert all(total < memory.total for total in changes.values())
 
 
 def test_steps_that_would_take_too_long_are_not_taken(
