@@ -80,7 +80,7 @@ def check(
             raise ConfigError(
                 "--option, --json and --deidentify belong to --dataset NAME; a config holds its own options"
             )
-        preflight.check_config(shrink_file(place) if tiny else place, report)
+        preflight.check_config(place, report, tiny=tiny)
     elif tiny:
         raise ConfigError("--tiny belongs to a run config; data are checked as they are")
     elif not preflight.check_dataset(

@@ -60,9 +60,11 @@ def _target_faults(values: dict[str, Any]) -> list[str]:
 
     family = _in(values, "model", "family") or ModelConfig.model_fields["family"].default
     targets = _in(values, "finetune", "targets")
-    if family not in models.REGISTRY or not isinstance(targets, list):
+    if not isinstance(family, str) or family not in models.REGISTRY:
         return []
-    return target_faults(models.get_family(family), [name for name in targets if isinstance(name, str)])
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        return []  # the schema has said so
+    return target_faults(models.get_family(family), targets)
 
 
 def _in(values: dict[str, Any], section: str, key: str) -> Any:
@@ -72,7 +74,8 @@ def _in(values: dict[str, Any], section: str, key: str) -> Any:
 
 def _as_written(item: Any, values: Any) -> Any:
     """Name a single source's field as the config does, without the list that it was put into."""
-    alone = isinstance(values, dict) and "sources" not in (values.get("data") or {})
+    data = values.get("data") if isinstance(values, dict) else None
+    alone = not isinstance(data, dict) or "sources" not in data
     if alone and item["loc"][:3] == ("data", "sources", 0):
         return item | {"loc": ("data", *item["loc"][3:])}
     return item

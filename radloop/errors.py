@@ -39,6 +39,10 @@ class TrainingError(RadloopError):
     """The optimisation failed; there is no adapter, but checkpoints of earlier steps stay."""
 
 
+class OutOfMemory(RadloopError):
+    """The device has too little memory for a model or a run."""
+
+
 class RegistryError(RadloopError):
     """The model registry lacks what was asked of it, or cannot be reached."""
 

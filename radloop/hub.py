@@ -16,7 +16,7 @@ class HubError(Exception):
 def fetch(
     name: str, kind: Literal["model", "dataset"], revision: str | None, patterns: Sequence[str] | None = None
 ) -> Path:
-    """Return the local copy of a repository, made by the first call, and all there is without a network.
+    """Return the local copy of a repository, made by the first call; the one there is without a network.
 
     Args:
         name: "owner/name".
@@ -25,37 +25,39 @@ def fetch(
         patterns: Of the files to fetch; None for all.
 
     Raises:
-        HubError: There is no such repository, no access to it, or neither network nor complete copy.
+        HubError: There is no such repository, no access to it, or no network and no copy; also where
+            fetching a data set was broken off, of which nobody would notice what is missing.
     """
     from huggingface_hub import constants, snapshot_download
 
-    reached = _is_reached(constants.ENDPOINT)
+    away = _why_away(constants.ENDPOINT)
     try:
-        return Path(
+        folder = Path(
             snapshot_download(
                 name,
                 repo_type=kind,
                 revision=revision,
                 allow_patterns=None if patterns is None else list(patterns),
                 etag_timeout=_PATIENCE,
-                local_files_only=not reached,
+                local_files_only=away is not None,
             )
         )
     except Exception as error:  # the library raises its own, the network's and the file system's errors
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise HubError(
-            reason if reached else f"{constants.ENDPOINT} does not answer, and there is no copy here"
-        ) from error
+        raise HubError(reason if away is None else f"{away}, and there is no whole copy here") from error
+    if away is not None and kind == "dataset" and list(folder.parents[1].glob("blobs/*.incomplete")):
+        raise HubError(f"{away}, and fetching the copy here ({folder}) was broken off")
+    return folder
 
 
-def _is_reached(endpoint: str) -> bool:
-    """Tell whether the hub answers at all: without it, the library tries again for half a minute."""
+def _why_away(endpoint: str) -> str | None:
+    """Say why the hub is out of reach, if it is: the library by itself tries again for half a minute."""
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
-        return False
+        return "HF_HUB_OFFLINE is set"
     try:
         get_session().head(endpoint, timeout=_PATIENCE)
-    except Exception:  # of whichever HTTP client the library uses
-        return False
-    return True
+    except Exception as error:  # of whichever HTTP client the library uses
+        return f"{endpoint} cannot be reached ({' '.join(str(error).split()) or type(error).__name__})"
+    return None

@@ -14,7 +14,7 @@ import yaml
 
 from radloop.config import DataConfig, JudgeConfig, RunConfig, SourceConfig, ValidationConfig
 from radloop.errors import ConfigError, DataError, RadloopError
-from radloop.tiny_run import provide_data
+from radloop.tiny_run import provide_data, shrunk
 
 if TYPE_CHECKING:
     from radloop.data.prepared import PreparedData
@@ -74,12 +74,13 @@ def packages() -> None:
         raise RadloopError("BentoML is not installed; pip install 'radloop[serve]'")
 
 
-def check_config(path: Path, folder: Path | None = None) -> None:
+def check_config(path: Path, folder: Path | None = None, *, tiny: bool = False) -> None:
     """Check a run config, what it needs, and its data; print what was found.
 
     Args:
         path: The config.
         folder: Where to put the data report, if anywhere.
+        tiny: Check the run in small, as if the config said so.
 
     Raises:
         RadloopError: Something would stop the run.
@@ -89,6 +90,8 @@ def check_config(path: Path, folder: Path | None = None) -> None:
     from radloop.data.quality import validate
 
     settings = RunConfig.read(path)
+    if tiny and not settings.tiny:
+        settings = shrunk(settings).model_copy(update={"tiny": True})
     packages()
     provide_data(settings)
     corpus = _all_of(

@@ -87,7 +87,8 @@ def shrink_file(file: Path) -> Path:
     content = yaml.safe_load(file.read_text())
     content["parameters"]["config"]["tiny"] = True
     text = yaml.safe_dump(content, sort_keys=False)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]  # another config may have the same name
+    # Another config may have the same name, and the same config another.
+    digest = hashlib.sha256(f"{file.name}\n{text}".encode()).hexdigest()[:12]
     folder = made_once(f"config-{digest}", lambda empty: (empty / file.name).write_text(text))
     return folder / file.name
 

@@ -111,7 +111,8 @@ def weight_files(folder: Path, owner: str) -> list[Path]:
             )
         return [folder / name for name in sorted(names)]
     if files := sorted(folder.glob("*.safetensors")):
-        if parts := [file.name for file in files if re.search(r"-\d{5}-of-\d{5}\.", file.name)]:
+        parts = [file.name for file in files if re.search(r"-\d{5}-of-\d{5}\.", file.name)]
+        if parts and not (folder / "model.safetensors").is_file():
             raise ModelError(
                 f"{owner}: has parts of a checkpoint ({listed(parts)}) and not the {_INDEX} that says which "
                 "weight is in which; download that as well"

@@ -41,6 +41,7 @@ from radloop.models.family import Features
 
 logger = logging.getLogger(__name__)
 _SETTINGS = "settings.json"
+_MAKING, _DELETED = "making-", "deleted-"  # names of folders that are not stores yet, or no longer
 _RECORD = struct.Struct("<16sQQII")  # pixel hash, offset, length, CRC-32 of the entry, CRC-32 of these four
 _PLACE = struct.Struct("<IQQI")  # number of the file, offset, length, CRC-32: half the memory of a tuple
 _ALIGNMENT = 64  # bytes; of tensors, as torch aligns its own
@@ -73,8 +74,12 @@ class FeatureStore:
         self._places: dict[bytes, bytes] = {}
         # Places whose checksum was right, to the time of the file's last change when it was.
         self._right: dict[bytes, int] = {}
-        self._lock = _lock(folder, settings)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _turn(folder.parent):
+            for left in _subfolders(folder.parent):  # by processes that were killed
+                if left.name.startswith((_MAKING, _DELETED)):
+                    _remove(left)
+            self._lock = _open(folder, settings.encode())
             self._make_room(0)
 
     def get(self, pixel_hashes: Iterable[str]) -> dict[str, Features]:
@@ -182,48 +187,23 @@ class _Part:
     bytes_read: int = 0
 
 
-def _lock(folder: Path, settings: str) -> IO[str]:
-    """Make the store and mark it as in use, for as long as the result is open.
+def _open(folder: Path, settings: bytes) -> IO[bytes]:
+    """Mark the store as in use, for as long as the result is open; to be called in turn.
 
-    A store of other settings, as one that somebody has renamed, is deleted.
+    It is made if it does not exist, and made anew if its settings are others, as of one that somebody has
+    renamed.
     """
-    while True:
-        if not folder.exists():
-            _make(folder, settings)
-        try:
-            lock = (folder / _SETTINGS).open()
-        except FileNotFoundError:
-            _set_aside(folder)  # it is damaged, or deleted since
-            continue
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        with suppress(FileNotFoundError):  # deleted between two of these lines
-            if os.path.samestat(os.fstat(lock.fileno()), (folder / _SETTINGS).stat()):
-                if lock.read() == settings:
-                    os.utime(folder / _SETTINGS)
-                    return lock
-                _set_aside(folder)
-        lock.close()
-
-
-def _make(folder: Path, settings: str) -> None:
-    """Make the store with its settings at once, so that no other process finds it without."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="making-", dir=folder.parent))
-    (scratch / _SETTINGS).write_text(settings)
-    try:
+    file = folder / _SETTINGS
+    if folder.is_dir() and not (file.is_file() and file.read_bytes() == settings):
+        _remove(folder)
+    if not folder.exists():
+        scratch = Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder.parent))
+        (scratch / _SETTINGS).write_bytes(settings)
         scratch.rename(folder)
-    except OSError:  # another process was faster
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not folder.is_dir():
-            raise
-
-
-def _set_aside(store: Path) -> None:
-    """Delete a store, whoever uses it: under another name first, so that nobody opens half of it."""
-    gone = store.with_name(f"deleted-{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):  # another process was faster
-        store.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    lock = file.open("rb")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    os.utime(file)
+    return lock
 
 
 @contextmanager
@@ -238,14 +218,25 @@ def _turn(parent: Path) -> Iterator[None]:
 
 
 def _delete(store: Path) -> bool:
-    """Delete a store that nobody has open."""
-    try:
-        with (store / _SETTINGS).open() as lock:
+    """Delete a store that nobody has open, or a folder that is none; to be called in turn.
+
+    Returns:
+        Whether it is gone.
+    """
+    with suppress(OSError):
+        if not (store / _SETTINGS).exists():
+            return _remove(store)
+        with (store / _SETTINGS).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _set_aside(store)
-    except OSError:
-        return False
-    return True
+            return _remove(store)
+    return False
+
+
+def _remove(store: Path) -> bool:
+    gone = store.with_name(f"{_DELETED}{uuid.uuid4().hex}")
+    store.rename(gone)  # at once, so that nobody who reads it finds half of it
+    shutil.rmtree(gone, ignore_errors=True)
+    return not gone.exists()
 
 
 def _subfolders(parent: Path) -> list[Path]:

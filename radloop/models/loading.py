@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from radloop.config import ModelConfig
-from radloop.errors import ModelError
+from radloop.errors import ModelError, OutOfMemory
 from radloop.models.base_files import (
     check_files,
     config_sha256,
@@ -26,6 +26,7 @@ from radloop.models.base_files import (
 )
 from radloop.models.checkpoint_files import listed, read_json
 from radloop.models.family import Family, Features, Inputs, base_of
+from radloop.models.memory import is_out_of_memory
 from radloop.models.precision import QUANTIZED, choose_precision, keep_trainable, precision_options
 from radloop.models.prompts import Prompts
 from radloop.models.quiet import without_future_warnings, without_progress_bars
@@ -162,7 +163,7 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     classes: Any = transformers.AutoModelForImageTextToText
     stock: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with without_progress_bars():
+        with _explained_out_of_memory(reference), without_progress_bars():
             model, found = classes.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -190,9 +191,23 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     if adapter is not None:
         model = with_adapter(model, adapter, reference)
     if precision not in QUANTIZED:  # those are loaded where they are to stay
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        with _explained_out_of_memory(reference):
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
     prompts = Prompts.of(family, processor, model.eval())
     return Loaded(model, processor, family, prompts, reference, precision)
+
+
+@contextmanager
+def _explained_out_of_memory(reference: BaseReference) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"base model {reference.name}: out of memory while it was loaded; set model.precision: nf4, or "
+            f"free some ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from error
 
 
 def find(config: ModelConfig) -> tuple[Path, BaseReference]:

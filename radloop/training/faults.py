@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from radloop.config import FinetuneConfig
-from radloop.errors import TrainingError
+from radloop.errors import OutOfMemory, TrainingError
 from radloop.models.loading import Loaded
+from radloop.models.memory import is_out_of_memory
 
-_CPU_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory")
 _NAMED_SAMPLES = 20
+_SHOWN = 300  # characters of another library's message
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -40,10 +41,6 @@ def _peak_resident_bytes() -> int:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
-class OutOfMemory(TrainingError):
-    """The device has too little memory for a run."""
-
-
 @contextmanager
 def explain_out_of_memory(
     where: str, device: torch.device, advice: str = "free some, or take a machine with more"
@@ -52,18 +49,13 @@ def explain_out_of_memory(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
+        words = " ".join(str(error).split())[:_SHOWN]
         raise OutOfMemory(
             f"finetune: out of memory {where}, after a peak of {peak_memory_mb(device):,.0f} MB; {advice}. "
-            "Checkpoints written before are kept"
+            f"Checkpoints written before are kept{words and f'. What PyTorch says: {words}'}"
         ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error).lower() for words in _CPU_OUT_OF_MEMORY)
 
 
 def less_memory(loaded: Loaded, config: FinetuneConfig) -> str:

@@ -66,9 +66,13 @@ def require_launchable(path: Path, model: ModelConfig, config: FinetuneConfig) -
     Raises:
         ConfigError: As `read_launch_file`, or FSDP cannot divide what bitsandbytes makes.
     """
-    if read_launch_file(path)["distributed_type"] != "FSDP":
+    content = read_launch_file(path)
+    if content["distributed_type"] != "FSDP":
         return
     faults = []
+    version = (content.get("fsdp_config") or {}).get("fsdp_version", 1)
+    if int(version) != 2:
+        faults.append(f"finetune.launch: {path} has fsdp_version: {version}; set it to 2")
     if model.precision == "int8":
         faults.append("model.precision: got int8, whose weights FSDP cannot divide; take bf16 or nf4")
     if config.optimizer != "adamw":

@@ -18,14 +18,14 @@ from accelerate import Accelerator
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
 from radloop.data.prepared import PreparedData
-from radloop.errors import ConfigError, DataError, RadloopError, TrainingError
+from radloop.errors import ConfigError, DataError, OutOfMemory, RadloopError, TrainingError
 from radloop.models.loading import Loaded
 from radloop.training.adapter import Adapter, with_lora
 from radloop.training.allocator import freed_memory_kept
 from radloop.training.batching import Batches, arrangement
 from radloop.training.checkpoints import Checkpoints, folder_of, opened, run_key
 from radloop.training.examples import Examples, read_examples
-from radloop.training.faults import OutOfMemory, explain_out_of_memory
+from radloop.training.faults import explain_out_of_memory
 from radloop.training.merging import Probe, verify_merge
 from radloop.training.pictures import FeatureSource
 from radloop.training.plan import Plan, make_plan
@@ -38,7 +38,7 @@ from radloop.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-_SMALLER = "lower finetune.rank, train fewer layers, or set model.precision: nf4"
+_SMALLER = "lower finetune.rank, or train fewer layers"
 _PROBED = 2  # samples on which the merge is verified
 
 
@@ -72,7 +72,8 @@ def _finetune(
     seed: int,
     on_step: Callable[[Facts], None] | None,
 ) -> Adapter:
-    with explain_out_of_memory("before the first step", torch.device("cpu"), _SMALLER):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with explain_out_of_memory("before the first step", device, _SMALLER):
         run = Run.of(data, model, config, seed)
     accelerator = run.trainer.accelerator
     folder = folder_of(run_key(data, model, run.loaded, config, seed))

@@ -50,9 +50,9 @@ def target_faults(family: Family, targets: Sequence[str]) -> list[str]:
     """Return what is wrong with the names of the groups of layers to train."""
     if not targets:
         return [f"finetune.targets: got none; known: {', '.join(family.targets)}"]
-    known = [*family.targets, "GROUP.LAYER"]
     return [
-        f"finetune.targets: {unknown('group of layers', name, known)}"
+        f"finetune.targets: {unknown('group of layers', _group_of(name), family.targets)} (a single "
+        "layer of a group is GROUP.LAYER)"
         for name in targets
         if _group_of(name) not in family.targets
     ]

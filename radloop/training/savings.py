@@ -12,6 +12,7 @@ from radloop.errors import ConfigError
 from radloop.models.precision import choose_precision
 from radloop.training.batching import row_length
 from radloop.training.estimate import Memory, Setting, estimate_memory, sketch_with_lora
+from radloop.training.launch_file import is_divided
 
 
 def estimate_in_words(data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> str:
@@ -19,7 +20,10 @@ def estimate_in_words(data: PreparedData, model: ModelConfig, config: FinetuneCo
     setting = Setting.of(data, model, config, seed)
     memory = estimate_memory(setting)
     less = [f"{size_in_words(total)} with {change}" for change, total in savings(setting, memory)]
-    where = "in all" if config.launch is None else "in each process"
+    where = "in all"
+    if config.launch is not None:
+        divided = is_divided(config.launch, model)
+        where = "for one copy, which the processes divide" if divided else "in each process"
     return f"It is estimated to need {size_in_words(memory.total)} {where}" + "".join(
         f"; {part}" for part in less
     )

@@ -62,12 +62,26 @@ def test_what_was_meant_is_guessed() -> None:
     assert "model.precision: unknown value 'float16'; known: auto, fp32, bf16, fp16, int8, nf4; " in found
     assert "did you mean 'fp16'?" in found
     assert "did you mean 'optimizer'?" in found
-    groups = "known: attention, mlp, projector, vision, GROUP.LAYER"
-    assert f"finetune.targets: unknown group of layers 'q_proj'; {groups}\n" in found
-    assert f"finetune.targets: unknown group of layers 'vison'; {groups}; did you mean 'vision'?" in found
-    assert f"unknown group of layers 'lungs.q_proj'; {groups}" in found
+    groups = "known: attention, mlp, projector, vision"
+    assert f"finetune.targets: unknown group of layers 'q_proj'; {groups} (a single layer" in found
+    assert f"finetune.targets: unknown group of layers 'vison'; {groups}; did you mean 'vision'? (a" in found
+    assert f"unknown group of layers 'lungs'; {groups} (a single layer of a group is GROUP.LAYER)" in found
     assert "5 faults" in found
     assert "did you mean 'mllama'?" in faults(GOOD | {"model": {"family": "llama_vision"}})
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        ({"model": {"family": ["llava"]}}, 1),
+        ({"model": {"family": {"a": 1}}, "finetune": {"targets": ["vison"]}}, 1),
+        ({"finetune": {"targets": [5]}}, 1),
+        ({"finetune": {"targets": [], "epochs": 0}}, 2),
+        ({"data": 5}, 1),
+    ],
+)
+def test_odd_types_are_one_fault_each(values: dict[str, object], count: int) -> None:
+    assert faults(GOOD | values).startswith(f"here: {count} fault")
 
 
 def test_large_values_are_not_repeated_in_full() -> None:

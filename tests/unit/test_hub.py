@@ -29,7 +29,8 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
-        path = self.path.partition("?")[0]
+        path = self.path.partition("?")[0].replace("/datasets/", "/", 1).replace("/api/", "/api/models/", 1)
+        path = path.replace("/models/models/", "/models/")
         resolved = f"/owner/name/resolve/{COMMIT}/"
         if path.startswith(resolved) and (content := FILES.get(path.removeprefix(resolved))) is not None:
             self._send(200, content, body)
@@ -75,16 +76,23 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
-def fetched(url: str, home: Path, name: str = "owner/name", patterns: str = "None") -> str:
+def fetched(
+    url: str,
+    home: Path,
+    name: str = "owner/name",
+    patterns: str = "None",
+    kind: str = "model",
+    **variables: str,
+) -> str:
     """Fetch in a process of its own, as the library reads its settings when it is imported."""
     code = f"""
 from radloop import hub
 try:
-    print(hub.fetch({name!r}, "model", {COMMIT!r}, {patterns}))
+    print(hub.fetch({name!r}, {kind!r}, {COMMIT!r}, {patterns}))
 except hub.HubError as error:
     print("HubError", error)
 """
-    own = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    own = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"} | variables
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run([sys.executable, "-c", code], env=clean | own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -102,8 +110,22 @@ def test_a_repository_is_fetched_once_and_then_needs_no_network(url: str, tmp_pa
 def test_no_network_is_said_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
     said = fetched("http://127.0.0.1:9", tmp_path)
-    assert said == "HubError http://127.0.0.1:9 does not answer, and there is no copy here"
+    assert said.startswith("HubError http://127.0.0.1:9 cannot be reached (")
+    assert "refused" in said
+    assert said.endswith("and there is no whole copy here")
     assert time.monotonic() - started < 20  # the library alone: 24 s of new tries beside the import
+    said = fetched("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+    assert said == "HubError HF_HUB_OFFLINE is set, and there is no whole copy here"
+
+
+def test_a_data_set_of_which_the_fetching_was_broken_off_is_not_taken_for_whole(
+    url: str, tmp_path: Path
+) -> None:
+    folder = Path(fetched(url, tmp_path, kind="dataset"))
+    assert fetched("http://127.0.0.1:9", tmp_path, kind="dataset") == str(folder)
+    (folder.parents[1] / "blobs" / "abc.incomplete").touch()
+    said = fetched("http://127.0.0.1:9", tmp_path, kind="dataset")
+    assert said.endswith(f"fetching the copy here ({folder}) was broken off")
 
 
 @pytest.mark.parametrize(("name", "words"), [("owner/none", "RepositoryNotFound"), ("owner/gated", "Gated")])

@@ -174,12 +174,17 @@ def test_a_config_is_checked_down_to_its_first_steps(tmp_path: Path) -> None:
     assert "ASSISTANT:[" in done.output
 
 
-def test_a_config_is_checked_in_small_on_any_machine() -> None:
+def test_a_config_is_checked_in_small_on_any_machine(tmp_path: Path) -> None:
     file = Path(__file__).parents[2] / "configs" / "systems" / "rocov2_baseline_blip.yaml"
     done = RUN.invoke(app, ["check", "--tiny", str(file)])
     assert done.exit_code == 0, done.output
     assert "base: tiny-blip" in done.output
     assert "\n    \n" not in done.output  # BLIP has no image tokens to show
+    content = yaml.safe_load(file.read_text())
+    content["parameters"]["config"]["finetune"]["targets"] = ["lungs"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    error = RUN.invoke(app, ["check", "--tiny", str(tmp_path / "mine.yaml")]).exception
+    assert str(error).startswith(f"{tmp_path / 'mine.yaml'}: cannot be run")
     error = RUN.invoke(app, ["check", "--dataset", "slake", "--tiny", "."]).exception
     assert "--tiny belongs to a run config" in str(error)
 

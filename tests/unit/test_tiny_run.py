@@ -1,6 +1,7 @@
 """What `tiny: true` changes of a config, and what it leaves."""
 
 import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -167,6 +168,12 @@ def test_a_copy_of_the_file_says_tiny(home: Path) -> None:
     values["parameters"]["config"]["tiny"] = True
     assert yaml.safe_load(copy.read_text()) == values
     assert shrink_file(copy).read_text() == copy.read_text()
+
+
+def test_copies_of_a_config_under_other_names_are_no_hindrance(home: Path, tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        shutil.copy(SYSTEMS[0], tmp_path / name)
+        assert RunConfig.read(shrink_file(tmp_path / name)).tiny
 
 
 def test_faults_are_named_in_the_file_that_the_user_wrote(tmp_path: Path) -> None:

@@ -79,7 +79,10 @@ def test_a_store_that_has_been_given_the_name_of_another_is_not_used(tmp_path: P
     assert stores(tmp_path) == {"store"}
 
 
-@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_text("")])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda file: file.unlink(), lambda file: file.write_text(""), lambda file: file.write_bytes(b"\xff")],
+)
 def test_a_store_without_its_settings_is_made_anew(tmp_path: Path, damage: Any) -> None:
     held = filled(tmp_path / "store")
     damage(tmp_path / "store" / "settings.json")
@@ -87,6 +90,14 @@ def test_a_store_without_its_settings_is_made_anew(tmp_path: Path, damage: Any) 
     assert found_in(store) == {0, 1}
     assert found_in(held, range(3)) <= {0, 1}  # whose files are gone
     assert (tmp_path / "store" / "settings.json").read_text() == "{}"
+    assert stores(tmp_path) == {"store"}
+
+
+@pytest.mark.parametrize("name", ["deleted-1", "making-1"])
+def test_what_a_killed_process_has_left_of_a_store_is_deleted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "1.data").write_bytes(bytes(3_000_000))
+    filled(tmp_path / "store")
     assert stores(tmp_path) == {"store"}
 
 

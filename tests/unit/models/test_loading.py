@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from radloop import models
 from radloop.config import FinetuneConfig, ModelConfig
-from radloop.errors import ConfigError, ModelError
+from radloop.errors import ConfigError, ModelError, OutOfMemory
 from radloop.models.base_files import config_sha256
 from radloop.models.sketch import sketch
 from radloop.training import finetune
@@ -101,6 +101,23 @@ def test_parts_without_the_index_are_told_as_such(tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     with pytest.raises(ModelError, match=r"has parts .*00001-of-00002.* not the .*index.json.*download that"):
         models.find(ModelConfig(base=str(folder)))
+
+
+def test_a_whole_file_beside_parts_is_taken_as_transformers_does(tmp_path: Path) -> None:
+    folder = save_base(tmp_path)
+    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    weight_map = dict.fromkeys(load_file(folder / "model.safetensors"), "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert models.load(ModelConfig(base=str(folder))).model is not None
+
+
+def test_too_little_memory_for_a_base_is_told_as_such(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", fail)
+    with pytest.raises(OutOfMemory, match=r"first: out of memory while it was loaded; set .*nf4.*20\.00 GiB"):
+        models.load(ModelConfig(base=str(base)))
 
 
 @pytest.mark.parametrize("look", [models.load, models.find])

@@ -279,6 +279,14 @@ def test_an_interrupt_ends_the_launched_processes(monkeypatch: pytest.MonkeyPatc
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.parametrize("kind", RadloopError.__subclasses__())
+def test_every_kind_of_error_reaches_the_caller(tmp_path: Path, kind: type[RadloopError]) -> None:
+    content = {"kind": kind.__name__, "message": "what to do"}
+    (tmp_path / "error-0.json").write_text(json.dumps(content))
+    found = job._failure(tmp_path, 1)
+    assert (type(found), found.message) == (kind, "what to do")
+
+
 def test_a_failure_shows_the_last_lines_of_the_process_that_failed_first(tmp_path: Path) -> None:
     (tmp_path / "rank-0.log").write_text("connection closed by peer\n")
     (tmp_path / "rank-1.log").write_text("x\n" * 50 + "CUDA error: an illegal memory access\n")

@@ -169,8 +169,11 @@ def test_processes_that_divide_the_base_are_not_warned_of_its_size(
     base = base.model_copy(update={"precision": precision})
     monkeypatch.setattr("radloop.training.estimate._free_bytes", lambda: -(10**12))
     launch = tmp_path / "launch.yaml"
-    launch.write_text(f"{{distributed_type: {kind}, num_processes: 2}}")
-    said = "\n".join(lines(base, SHORT.model_copy(update={"launch": launch})))
+    launch.write_text(f"{{distributed_type: {kind}, num_processes: 2, fsdp_config: {{fsdp_version: 2}}}}")
+    config = SHORT.model_copy(update={"launch": launch})
+    said = "\n".join(lines(base, config))
+    words = "which the processes divide" if not is_warned else "in each process"
+    assert words in savings.estimate_in_words(DATA, base, config, 0)
     assert ("warning: that does not fit" in said) == is_warned
     assert ("each of the processes needs this" in said) == is_warned
     assert ("of one whole copy, which the processes divide" in said) != is_warned
@@ -197,6 +200,7 @@ def test_what_loading_a_quantised_base_takes_is_said(base: ModelConfig, precisio
         ("{distributed_type: MULTI_GPU, num_processes: 0}", "num_processes: 0; needed is"),
         ("{distributed_type: MULTI_GPU, num_processes: many}", "num_processes: many; needed is"),
         ("distributed_type: MULTI_GPU", "num_processes: None; needed is"),
+        ("{distributed_type: FSDP, num_processes: 2}", "fsdp_version: 1; set it to 2"),
     ],
 )
 def test_a_launch_file_that_is_none_of_accelerates_is_named(

@@ -19,7 +19,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from radloop.config import FinetuneConfig, ModelConfig
-from radloop.errors import TrainingError
+from radloop.errors import OutOfMemory, TrainingError
 from radloop.models.llava import Llava
 from radloop.training import finetune, loop
 from radloop.training.checkpoints import Checkpoints
@@ -263,7 +263,7 @@ def test_no_room_for_the_adapter_costs_no_step(
             finetune(*arguments)
     with monkeypatch.context() as patched:
         patched.setattr(loop, "verify_merge", lambda *_: torch.empty(1 << 60))
-        with pytest.raises(TrainingError, match="out of memory after the last step"):
+        with pytest.raises(OutOfMemory, match="out of memory after the last step"):
             finetune(*arguments)
     caplog.clear()
     with caplog.at_level(logging.INFO), monkeypatch.context() as patched:
