@@ -78,7 +78,8 @@ class FeatureStore:
         with _turn(folder.parent):
             for left in _subfolders(folder.parent):  # by processes that were killed
                 if left.name.startswith((_MAKING, _DELETED)):
-                    _remove(left)
+                    with suppress(OSError):
+                        _remove(left)
             self._lock = _open(folder, settings.encode())
             self._make_room(0)
 

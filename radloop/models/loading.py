@@ -163,7 +163,7 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     classes: Any = transformers.AutoModelForImageTextToText
     stock: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _explained_out_of_memory(reference), without_progress_bars():
+        with _explained_out_of_memory(reference, precision), without_progress_bars():
             model, found = classes.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -191,22 +191,23 @@ def load(config: ModelConfig, adapter: Path | None) -> Loaded:
     if adapter is not None:
         model = with_adapter(model, adapter, reference)
     if precision not in QUANTIZED:  # those are loaded where they are to stay
-        with _explained_out_of_memory(reference):
+        with _explained_out_of_memory(reference, precision):
             model.to("cuda" if torch.cuda.is_available() else "cpu")
     prompts = Prompts.of(family, processor, model.eval())
     return Loaded(model, processor, family, prompts, reference, precision)
 
 
 @contextmanager
-def _explained_out_of_memory(reference: BaseReference) -> Iterator[None]:
+def _explained_out_of_memory(reference: BaseReference, precision: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
+        smaller = "" if precision == "nf4" else "set model.precision: nf4, or "
         raise OutOfMemory(
-            f"base model {reference.name}: out of memory while it was loaded; set model.precision: nf4, or "
-            f"free some ({' '.join(str(error).split()) or type(error).__name__})"
+            f"base model {reference.name}: out of memory while it was loaded; {smaller}free some "
+            f"({' '.join(str(error).split()) or type(error).__name__})"
         ) from error
 
 

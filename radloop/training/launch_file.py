@@ -70,8 +70,9 @@ def require_launchable(path: Path, model: ModelConfig, config: FinetuneConfig) -
     if content["distributed_type"] != "FSDP":
         return
     faults = []
-    version = (content.get("fsdp_config") or {}).get("fsdp_version", 1)
-    if int(version) != 2:
+    settings = content.get("fsdp_config")
+    version = settings.get("fsdp_version", 1) if isinstance(settings, dict) else 1  # as accelerate has it
+    if str(version) != "2":
         faults.append(f"finetune.launch: {path} has fsdp_version: {version}; set it to 2")
     if model.precision == "int8":
         faults.append("model.precision: got int8, whose weights FSDP cannot divide; take bf16 or nf4")

@@ -201,6 +201,10 @@ def test_what_loading_a_quantised_base_takes_is_said(base: ModelConfig, precisio
         ("{distributed_type: MULTI_GPU, num_processes: many}", "num_processes: many; needed is"),
         ("distributed_type: MULTI_GPU", "num_processes: None; needed is"),
         ("{distributed_type: FSDP, num_processes: 2}", "fsdp_version: 1; set it to 2"),
+        (
+            "{distributed_type: FSDP, num_processes: 2, fsdp_config: {fsdp_version: two}}",
+            "fsdp_version: two; set it to 2",
+        ),
     ],
 )
 def test_a_launch_file_that_is_none_of_accelerates_is_named(
