@@ -51,7 +51,7 @@ def finetune(
 ) -> Adapter:
     """See `radloop.training.finetune`."""
     try:
-        return _finetune(data, model, config, seed, on_step)
+        return _trained(_set_up(data, model, config, seed), on_step)
     except OutOfMemory as error:
         said = error.message
     # Only here, where what the run held is given back.
@@ -65,23 +65,20 @@ def _estimated(data: PreparedData, model: ModelConfig, config: FinetuneConfig, s
         return "`radloop check` estimates what a run needs, and with which settings it needs less"
 
 
-def _finetune(
-    data: PreparedData,
-    model: ModelConfig,
-    config: FinetuneConfig,
-    seed: int,
-    on_step: Callable[[Facts], None] | None,
-) -> Adapter:
+def _set_up(data: PreparedData, model: ModelConfig, config: FinetuneConfig, seed: int) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with explain_out_of_memory("before the first step", device, _SMALLER):
-        run = Run.of(data, model, config, seed)
+        return Run.of(data, model, config, seed)
+
+
+def _trained(run: Run, on_step: Callable[[Facts], None] | None) -> Adapter:
     accelerator = run.trainer.accelerator
-    folder = folder_of(run_key(data, model, run.loaded, config, seed))
+    folder = folder_of(run_key(run.data, run.model, run.loaded, run.config, run.seed))
     keeps = can_checkpoint(accelerator)
     if not keeps and accelerator.is_main_process:
         logger.warning("finetune: no checkpoints are written under DeepSpeed: a killed run starts anew")
     holds = keeps and accelerator.is_main_process
-    with opened(folder, config.checkpoint_every) if holds else nullcontext() as checkpoints:
+    with opened(folder, run.config.checkpoint_every) if holds else nullcontext() as checkpoints:
         _resume(run.trainer, folder, holds)
         with freed_memory_kept() if run.loaded.device.type == "cpu" else nullcontext():
             _take_steps(run.trainer, checkpoints, on_step)
